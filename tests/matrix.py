@@ -1,0 +1,243 @@
+"""Runs the fast tests on the oldest and the newest Python and libraries, each cell in an environment of its own.
+
+Cells with libraries from the package index stand under .venv/, for the interpreters that this machine has. Cells with a
+distribution's own Python and libraries are Debian trees under .cache/, entered with chroot, which takes root and mmdebstrap.
+A cell that can't be run is named with what is missing; under CI=true that is a failure.
+
+    python3 tests/matrix.py [CELL...]
+"""
+
+import concurrent.futures
+import glob
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Tuple
+
+CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CACHE = os.path.join(CHECKOUT, ".cache")
+REQUIREMENTS = os.path.join(CHECKOUT, "tests", "requirements.txt")
+OLDEST, NEWEST = (3, 9), (0, 0)
+LIMIT_S = 900  # for one command; a cell takes about half a minute when it is made, so beyond this something hangs
+
+PIP = ("-I", "-m", "pip", "--disable-pip-version-check", "-qq")
+PYTEST = ("-I", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not checkout", "tests")
+VERSIONS = (
+    "import cryptography, requests, sys, warnings;"
+    " print('Python %d.%d.%d' % sys.version_info[:3], 'cryptography', cryptography.__version__, 'requests', requests.__version__)"
+)
+PACKAGES = ("python3", "python3-cryptography", "python3-requests", "python3-setuptools", "python3-venv", "python3-wheel", "openssl")
+HOSTS = "127.0.0.1 localhost\n::1 localhost\n"  # an old C library looks nowhere else
+# Its own mount and process spaces: when the first process ends, for whatever reason, nothing runs and nothing is mounted any more.
+SEPARATE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec")
+ENTER = """
+mount -t proc proc "$1/proc"
+mount --rbind /dev "$1/dev"
+mount -t tmpfs tmpfs "$1/tmp"
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LANG=C.UTF-8 CI="$CI" chroot "$@"
+"""
+
+
+class Missing(Exception):
+    """This machine lacks what the cell needs."""
+
+
+class Broken(Exception):
+    """A command failed; with its output."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """With `suite` a Debian tree and its own libraries; else the nearest interpreter of this machine, and libraries from the index."""
+
+    name: str
+    python: Tuple[int, int] = NEWEST
+    libraries: Tuple[str, ...] = ()
+    suite: str = ""
+
+
+CELLS = (
+    Cell("oldest", OLDEST, ("cryptography==3.3.*", "requests==2.25.*", "urllib3==1.26.5")),  # Debian 11's
+    Cell("middle", (3, 11), ("cryptography==38.*", "requests==2.28.*")),  # Debian 12's
+    Cell("newest", NEWEST, ("cryptography", "requests")),
+    Cell("debian-11", suite="bullseye"),
+    Cell("debian-sid", suite="sid"),
+)
+
+
+def command(*words: str) -> str:
+    """The command succeeded, and this is what it said. Raises Broken."""
+    try:
+        done = subprocess.run(
+            words, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired as late:
+        raise Broken(f"{' '.join(words)}\nnot done after {LIMIT_S} s\n{late.stdout}") from late
+    if done.returncode:
+        raise Broken(f"{' '.join(words)}\n{done.stdout}\nexit status {done.returncode}")
+    return done.stdout
+
+
+def remove(path: str) -> None:
+    """The folder is gone, whatever it held, but never what is mounted in it."""
+    command("rm", "-rf", "--one-file-system", path)
+
+
+def digest(*parts: str) -> str:
+    """A short name for what an environment was made from."""
+    with open(REQUIREMENTS, encoding="utf-8") as file:
+        return hashlib.sha256("\n".join((*parts, file.read())).encode()).hexdigest()
+
+
+def is_made(stamp: str, key: str) -> bool:
+    """The environment with this stamp was made from these things, to the end."""
+    try:
+        with open(stamp, encoding="ascii") as file:
+            return file.read() == key
+    except FileNotFoundError:
+        return False
+
+
+def make_stamp(stamp: str, key: str) -> None:
+    """The next run takes the environment as it is."""
+    with open(stamp, "w", encoding="ascii") as file:
+        file.write(key)
+
+
+def interpreters() -> Dict[Tuple[int, int], str]:
+    """Every released Python from 3.9 on that runs here and can make environments."""
+    candidates = [sys.executable]
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        candidates += glob.glob(os.path.join(folder, "python3*"))
+    if shutil.which("pyenv"):
+        root = subprocess.run(["pyenv", "root"], stdout=subprocess.PIPE, text=True).stdout.strip()
+        candidates += glob.glob(os.path.join(root, "versions", "*", "bin", "python3"))
+    probe = "import ensurepip, sys, venv; assert sys.version_info[3] == 'final'; print(*sys.version_info[:2])"
+    found: Dict[Tuple[int, int], str] = {}
+    for candidate in candidates:
+        if re.fullmatch(r"python3?(\.\d+)?", os.path.basename(candidate)):
+            # run, because a pyenv shim stands there for interpreters that it does not have
+            ran = subprocess.run([candidate, "-I", "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            if ran.returncode == 0:
+                major, minor = ran.stdout.split()
+                found.setdefault((int(major), int(minor)), candidate)
+    return {version: path for version, path in found.items() if version >= OLDEST}
+
+
+def fetch() -> List[str]:
+    """What every cell installs, as wheels that fit any of them; gives those of this package and of certsrv."""
+    pip = (sys.executable, *PIP)
+    tools = os.path.join(CACHE, "tools")
+    if not is_made(os.path.join(tools, ".made"), digest()):
+        remove(tools)
+        pure = ("--platform", "any", "--implementation", "py", "--abi", "none", "--python-version", "3.9", "--only-binary", ":all:")
+        command(*pip, "download", "--no-deps", *pure, "-r", REQUIREMENTS, "-d", tools)
+        certsrv = command(sys.executable, "-I", "-c", "from importlib.metadata import version; print(version('certsrv'))").strip()
+        command(*pip, "wheel", "--no-deps", "--no-build-isolation", f"certsrv=={certsrv}", "-w", tools)
+        make_stamp(os.path.join(tools, ".made"), digest())
+    source, wheel = os.path.join(CACHE, "source"), os.path.join(CACHE, "wheel")
+    remove(source)
+    remove(wheel)
+    shutil.copytree(CHECKOUT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
+    command(*pip, "wheel", "--no-deps", "--no-build-isolation", source, "-w", wheel)
+    return [*glob.glob(os.path.join(wheel, "*.whl")), *glob.glob(os.path.join(tools, "certsrv-*.whl"))]
+
+
+def run_index(cell: Cell, wheels: List[str]) -> str:
+    """The tests passed with libraries from the index. Raises Missing, Broken."""
+    found = interpreters()
+    if not found:
+        raise Missing("a Python that can make environments: apt-get install python3-venv")
+    nearest = max(found) if cell.python == NEWEST else min(found, key=lambda version: (abs(version[1] - cell.python[1]), version))
+    interpreter = found[nearest]
+    place = os.path.join(CHECKOUT, ".venv", cell.name)
+    python, stamp = os.path.join(place, "bin", "python"), os.path.join(place, ".made")
+    # unpinned libraries are looked for anew once a day
+    key = digest(place, interpreter, *cell.libraries, "" if "==" in cell.libraries[0] else time.strftime("%F"))
+    if not is_made(stamp, key):
+        remove(place)
+        command(interpreter, "-m", "venv", place)
+        command(python, *PIP, "install", "-r", REQUIREMENTS, *cell.libraries, *wheels)
+        make_stamp(stamp, key)
+    else:
+        command(python, *PIP, "install", "--no-index", "--no-deps", "--force-reinstall", wheels[0])
+    return command(python, "-I", "-W", "ignore", "-c", VERSIONS) + command(python, *PYTEST)
+
+
+def mirror() -> List[str]:
+    """Where this machine gets Debian from, as an argument for mmdebstrap; nothing where that isn't to be seen."""
+    for name in (*glob.glob("/etc/apt/sources.list.d/*.sources"), "/etc/apt/sources.list", *glob.glob("/etc/apt/sources.list.d/*.list")):
+        if os.path.exists(name):
+            with open(name, encoding="utf-8") as file:
+                address = re.search(r"^(?:URIs:|deb (?:\[.*?\])?)\s*(https?://\S+/debian/?)(?:\s|$)", file.read(), re.MULTILINE)
+            if address:
+                return [address[1]]
+    return []
+
+
+def run_debian(cell: Cell) -> str:
+    """The tests passed with a distribution's Python and libraries, built with its own tools. Raises Missing, Broken."""
+    missing = [tool for tool in ("mmdebstrap", "unshare", "chroot") if not shutil.which(tool)]
+    if os.geteuid() != 0:
+        raise Missing("root, to enter a Debian tree")
+    if missing:
+        raise Missing(f"{' '.join(missing)}: apt-get install mmdebstrap")
+    place = os.path.join(CACHE, cell.name)
+    tree, stamp = os.path.join(place, "tree"), os.path.join(place, ".made")
+    inside = (*SEPARATE, ENTER, "enter", tree, "/cell/bin/python")
+    key = digest(place, cell.suite, HOSTS, *PACKAGES)
+    if not is_made(stamp, key):
+        remove(place)
+        os.makedirs(place)
+        # a mirror that is a snapshot has release files past their date, and the tree is only ever used for tests
+        options = ("--aptopt=Acquire::Check-Valid-Until false", "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/man/*")
+        command("mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *options, cell.suite, tree, *mirror())
+        with open(os.path.join(tree, "etc", "hosts"), "w", encoding="ascii") as file:
+            file.write(HOSTS)
+        command(*SEPARATE, ENTER, "enter", tree, "python3", "-m", "venv", "--system-site-packages", "/cell")
+        shutil.copytree(os.path.join(CACHE, "tools"), os.path.join(tree, "tools"))
+        # without dependencies: the pins name them all, and the distribution's pip may be too old to read what it does not need
+        tools = [f"/tools/{os.path.basename(wheel)}" for wheel in glob.glob(os.path.join(tree, "tools", "*.whl"))]
+        command(*inside, *PIP, "install", "--no-index", "--no-deps", *tools)
+        make_stamp(stamp, key)
+    remove(os.path.join(tree, "checkout"))
+    shutil.copytree(os.path.join(CACHE, "source"), os.path.join(tree, "checkout"), ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    command(*inside, *PIP, "uninstall", "--yes", "scx-enroll")
+    command(*inside, *PIP, "install", "--no-index", "--no-build-isolation", "/checkout")
+    there = "import os, sys; os.chdir('/checkout'); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    return command(*inside, "-I", "-W", "ignore", "-c", VERSIONS) + command(*inside, "-I", "-c", there, *PYTEST)
+
+
+def run(cell: Cell, wheels: List[str]) -> Tuple[str, bool, Optional[str]]:
+    """One line for the table, whether that is a failure, and what there is to read about it."""
+    began = time.monotonic()
+    try:
+        said = run_debian(cell) if cell.suite else run_index(cell, wheels)
+    except Missing as missing:
+        return f"{cell.name:<10} not run; this machine lacks {missing}", os.environ.get("CI") == "true", None
+    except Broken as broken:
+        return f"{cell.name:<10} FAILED after {time.monotonic() - began:.0f} s", True, str(broken)
+    lines = said.strip().splitlines()
+    return f"{cell.name:<10} {lines[0]}: {lines[-1].strip('= ')} ({time.monotonic() - began:.0f} s in all)", False, None
+
+
+def main() -> int:
+    """The tests were run in every cell, or in those named; 1 if one failed."""
+    cells = [cell for cell in CELLS if cell.name in sys.argv[1:] or not sys.argv[1:]]
+    wheels = fetch()
+    failed = False
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        # the slowest first
+        for line, failure, output in pool.map(lambda cell: run(cell, wheels), reversed(cells)):
+            print(*([output] if output else []), line, sep="\n", flush=True)
+            failed = failed or failure
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
