@@ -1,0 +1,699 @@
+"""A host with the SCOM agent under a root directory: its files, its tools and a server that behaves like the real one.
+
+In a test:
+
+    with LabHost(tmp_path / "host1") as host:
+        host.start()
+        assert host.served() == host.leaf()
+        ...  # run the program with --root host.root --live
+        assert host.restarts == 1
+
+From a shell: `python -m tests.lab.agent --root DIR make --port 1270`, then `start`, `stop`, `show`, `set NAME=VALUE`, ...
+
+Absolute links in the tree are meant inside the root. What the server process does is in `standin`. Nothing outlives the test:
+the server ends itself when the tree or the process that made it is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime as dt
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Union
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from . import selfsigned, standin
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+LAYOUTS = ("omi", "classic-omi", "omi-regular", "pegasus")
+OMI_ACCOUNT = (990, 990)  # uid and gid of `omi` in the tree's own passwd, when the lab runs as root
+TOOLS = "/opt/microsoft/scx/bin/tools"
+SSL_FOLDERS = ("/etc/opt/omi/ssl", "/etc/opt/microsoft/scx/ssl")
+
+OMI_CONF = """# omiserver configuration file
+
+##
+## httpport -- listening port for the binary protocol (default is 5985)
+##
+httpport=0
+
+##
+## httpsport -- listening port for the binary protocol (default is 5986)
+##
+httpsport=0,{port}
+
+##
+## loglevel -- set the loglevel for the OMI server
+##
+loglevel = WARNING
+
+#pemfile=/etc/opt/omi/ssl/omi.pem
+#keyfile=/etc/opt/omi/ssl/omikey.pem
+"""
+
+CLASSIC_CONF = """# omiserver configuration file
+httpport=0
+httpsport={port}
+localstatedir=/var/opt/microsoft/scx
+providerdir=/opt/microsoft/scx/lib
+pemfile=/etc/opt/microsoft/scx/ssl/scx.pem
+keyfile=/etc/opt/microsoft/scx/ssl/scx-key.pem
+agentprogram=/opt/microsoft/scx/bin/omiagent
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands at one name: `kind` is file, link or dir; `data` of a file, `text` of a link."""
+
+    kind: str
+    mode: int
+    data: bytes = b""
+    text: str = ""
+    uid: int = 0
+    gid: int = 0
+
+
+def fingerprint(der: Optional[bytes]) -> str:
+    """Return the lower-case hex SHA-256 of a certificate's DER, "" for none."""
+    return hashlib.sha256(der).hexdigest() if der else ""
+
+
+class LabHost:
+    """The host's tree beneath `root`, and the means to run and to disturb its agent.
+
+    `layout`: "omi" (today's), "classic-omi" (scx 1.5), "omi-regular" (omi.pem a regular file with the package's marker, as a
+    fresh OMI or an OMI upgrade leaves it), "pegasus". `key`: as `selfsigned.make_key` takes it. `port` 0: a free one.
+    `account`: uid and gid of the agent's user; by default the caller's own, for root 990.
+    """
+
+    def __init__(
+        self,
+        root: Union[str, os.PathLike[str]],
+        layout: str = "omi",
+        port: int = 0,
+        host: str = "host1",
+        domain: str = "lab.test",
+        key: str = "rsa:2048",
+        *,
+        account: Optional[Tuple[int, int]] = None,
+        owned: bool = True,
+        make: bool = True,
+    ) -> None:
+        """Make the tree; with `make=False`, take one that stands there. `owned`: the server ends with this process."""
+        self.root = os.path.realpath(root)
+        self._reservation = -1  # a bare descriptor: forgetting to close it must not be a warning in somebody's test
+        if not make:
+            knobs = standin.load_knobs(self.root)
+            self.layout, self.port, self.host, self.domain = (
+                str(knobs["layout"]),
+                int(knobs["port"]),
+                str(knobs["host"]),
+                str(knobs["domain"]),
+            )
+            self.place = standin.PLACES[self.layout]
+            self.account: Tuple[int, int] = tuple(knobs["account"])
+            return
+        if layout not in LAYOUTS:
+            raise ValueError(layout)
+        self.layout = layout
+        self.host = host
+        self.domain = domain
+        self.place = standin.PLACES[layout]
+        self.port = port or self._free_port()
+        own = OMI_ACCOUNT if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+        self.account = account or own
+        self._lay_out(key, owned=owned)
+
+    def __enter__(self) -> LabHost:
+        """Return the host; the agent is not started."""
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        """Kill whatever runs here."""
+        self.close()
+
+    def close(self) -> None:
+        """Kill the agent, whatever its state, and let stragglers know."""
+        if os.path.isdir(self.path("/lab")):
+            self.knobs(owner=[0, "gone"])
+            self.kill()
+        if self._reservation >= 0:
+            os.close(self._reservation)
+            self._reservation = -1
+
+    # making the tree
+
+    def _free_port(self) -> int:
+        """Find a port outside the range that the system hands out, and keep it for this object by a name in the abstract space."""
+        for _ in range(200):
+            port = random.randint(20000, 31999)
+            mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                mark.bind(f"\0scx-lab-port-{port}")
+                for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+                    with socket.socket(family, socket.SOCK_STREAM) as probe:
+                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                        try:
+                            probe.bind((address, port))
+                        except OSError:
+                            if family == socket.AF_INET:
+                                raise
+            except OSError:
+                mark.close()
+                continue
+            self._reservation = mark.detach()
+            return port
+        message = "no free port"
+        raise OSError(message)
+
+    def _lay_out(self, key: str, *, owned: bool) -> None:
+        place = self.place
+        os.makedirs(self.root, mode=0o755, exist_ok=True)
+        self._file("/etc/passwd", f"root:x:0:0:root:/root:/bin/sh\nomi:x:{self.account[0]}:{self.account[1]}::/:/bin/false\n")
+        self._file("/etc/group", f"root:x:0:\nomi:x:{self.account[1]}:\n")
+        fqdn = f"{self.host}.{self.domain}" if self.domain else self.host
+        self._file("/etc/hostname", f"{self.host}\n")
+        self._file("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {fqdn} {self.host}\n")
+        self._file("/etc/resolv.conf", f"domain {self.domain}\n" if self.domain else "")
+        self._file("/etc/nsswitch.conf", "hosts: files dns\n")
+        self._file("/etc/machine-id", hashlib.sha256(self.root.encode()).hexdigest()[:32] + "\n", 0o444)
+        for folder in (place.pid, place.log, place.certificate, "/etc/opt/microsoft/scx/ssl/scx.pem", "/lab/x", "/run/x", "/tmp/x"):
+            os.makedirs(os.path.dirname(self.path(folder)), mode=0o755, exist_ok=True)
+        start = standin.start_time(os.getpid())
+        knobs: Dict[str, Any] = {
+            "layout": self.layout,
+            "port": self.port,
+            "host": self.host,
+            "domain": self.domain,
+            "account": list(self.account),
+            "new_key": key,
+            "owner": [os.getpid(), start] if owned else None,
+        }
+        Path(self.path("/lab/knobs.json")).write_text(json.dumps(knobs), encoding="utf-8")
+        for source in (standin.__file__, selfsigned.__file__):
+            shutil.copy(source, self.path("/lab/"))
+        if place.conf:
+            conf = OMI_CONF if self.layout.startswith("omi") else CLASSIC_CONF
+            self._file(place.conf, conf.format(port=self.port), 0o444)
+            self._tool(f"{place.bin}/service_control", "service_control")
+        self._tool(f"{place.bin}/{place.server}", "omiserver")
+        self._tool(f"{TOOLS}/scxadmin", "scxadmin")
+        self._tool(f"{TOOLS}/scxsslconfig", "scxsslconfig")
+        os.makedirs(self.path("/usr/sbin"), exist_ok=True)
+        os.symlink(f"{TOOLS}/scxadmin", self.path("/usr/sbin/scxadmin"))
+        self._make_pair(key)
+
+    def _make_pair(self, kind: str) -> None:
+        made = selfsigned.make_key(kind)
+        certificate = selfsigned.make_certificate(made, self.host, self.domain)
+        place = self.place
+        account = self.account if self.layout.startswith("omi") else None
+        regular = self.layout == "omi-regular"
+        self._file(place.key, selfsigned.key_pem(made), 0o600 if regular else 0o400, account)
+        if regular:
+            self._file(place.certificate, certificate, 0o644)
+            self._file("/etc/opt/omi/ssl/.omi_cert_marker", "")
+        else:
+            kept = self.host_pem
+            self._file(kept, certificate, 0o444)
+            os.symlink(kept, self.path(place.certificate))
+        if self.layout.startswith("omi"):
+            os.symlink("/etc/opt/omi/ssl/omi.pem", self.path("/etc/opt/microsoft/scx/ssl/scx.pem"))
+
+    def _file(
+        self, path: str, data: Union[str, bytes], mode: int = 0o644, account: Optional[Tuple[int, int]] = None
+    ) -> None:
+        """Write a file anew, never through a link."""
+        real = self.path(path)
+        os.makedirs(os.path.dirname(real), mode=0o755, exist_ok=True)
+        if os.path.lexists(real):
+            os.unlink(real)
+        with open(os.open(real, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+        os.chmod(real, mode)
+        if account and os.geteuid() == 0:
+            os.chown(real, account[0], account[1])
+
+    def _tool(self, path: str, name: str) -> None:
+        module = "selfsigned" if name == "scxsslconfig" else "standin"
+        up = "/".join([".."] * path.strip("/").count("/"))
+        # scxsslconfig needs the installed cryptography; the others start faster without site
+        flags = "-I" if module == "selfsigned" else "-IS"
+        interpreter = f"#!{sys.executable} {flags}\n"
+        if len(interpreter) > 120 or " " in sys.executable:
+            interpreter = f"#!/bin/sh\n''''exec \"{sys.executable}\" {flags} \"$0\" \"$@\" # '''\n"
+        body = (
+            "import os, sys\n"
+            f"root = os.path.normpath(os.path.join(os.path.dirname(os.path.realpath(__file__)), {up!r}))\n"
+            "sys.path.insert(0, root + '/lab')\n"
+            f"import {module}\n"
+            f"sys.exit({module}.{name}(root, sys.argv[1:]))\n"
+        )
+        self._file(path, interpreter + body, 0o755)
+
+    # looking
+
+    @property
+    def host_pem(self) -> str:
+        """The path beneath the root of the file that the agent's certificate link points to in a fresh tree."""
+        stem = "omi" if self.layout.startswith("omi") else "scx"
+        return f"{os.path.dirname(self.place.certificate)}/{stem}-host-{self.host}.pem"
+
+    @property
+    def fqdn(self) -> str:
+        """The host's full name."""
+        return f"{self.host}.{self.domain}" if self.domain else self.host
+
+    @property
+    def certificate(self) -> str:
+        """The path beneath the root of the name that the server reads the certificate by."""
+        return self.place.certificate
+
+    @property
+    def key(self) -> str:
+        """The path beneath the root of the key."""
+        return self.place.key
+
+    @property
+    def conf(self) -> str:
+        """The path beneath the root of omiserver.conf, "" for pegasus."""
+        return self.place.conf
+
+    @property
+    def scxadmin(self) -> str:
+        """The path beneath the root of scxadmin."""
+        return f"{TOOLS}/scxadmin"
+
+    def path(self, path: str) -> str:
+        """Return the real name of a path beneath the root, the last part's link not followed."""
+        return self.root + path
+
+    def resolve(self, path: str) -> str:
+        """Return the real path of a path beneath the root, links followed as in a chroot."""
+        return standin.host_path(self.root, path)
+
+    def read(self, path: str) -> bytes:
+        """Return the content of a file beneath the root, links followed as in a chroot."""
+        return Path(self.resolve(path)).read_bytes()
+
+    def leaf(self) -> Optional[bytes]:
+        """Return the DER of the first certificate that the server would read from disk, None if it dangles or does not parse."""
+        try:
+            text = self.read(self.certificate).decode("latin-1")
+            end = text.index("-----END CERTIFICATE-----") + 25
+            return ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERTIFICATE-----") : end])
+        except (OSError, ValueError):
+            return None
+
+    def served(self, timeout: float = 5.0, address: str = "127.0.0.1") -> Optional[bytes]:
+        """Return the DER of the leaf that the port serves, None if nothing listens or answers TLS."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        try:
+            with socket.create_connection((address, self.port), timeout=timeout) as plain, context.wrap_socket(plain) as secure:
+                der = secure.getpeercert(binary_form=True)
+                with contextlib.suppress(OSError):  # the agent never answers close_notify
+                    secure.unwrap()
+                return der
+        except OSError:
+            return None
+
+    @property
+    def pid(self) -> int:
+        """The pid of the running server, 0 if there is none."""
+        return standin.running(self.root, self.place)
+
+    @property
+    def calls(self) -> List[Dict[str, Any]]:
+        """Every call of a tool so far: tool, arguments, at, pid, parent."""
+        try:
+            lines = Path(self.path("/lab/calls.log")).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines]
+
+    @property
+    def restarts(self) -> int:
+        """How often `scxadmin -restart` was asked for, other than for providers only."""
+        wanted = [[word.lower() for word in call["arguments"]] for call in self.calls if call["tool"] == "scxadmin"]
+        return sum(1 for words in wanted if "-restart" in words and "provider" not in words)
+
+    @property
+    def starts(self) -> int:
+        """How often the service was really started, failed starts included."""
+        try:
+            return len(Path(self.path("/lab/starts.log")).read_text(encoding="ascii").splitlines())
+        except FileNotFoundError:
+            return 0
+
+    @property
+    def log(self) -> str:
+        """The server's own log, "" while there is none."""
+        try:
+            return self.read(self.place.log).decode()
+        except FileNotFoundError:
+            return ""
+
+    def snapshot(self) -> Dict[str, Entry]:
+        """Return everything under the ssl directories by its path beneath the root, for comparison before and after."""
+        found: Dict[str, Entry] = {}
+        for top in SSL_FOLDERS:
+            for folder, folders, files in os.walk(self.path(top)):
+                for name in [*folders, *files, ""]:
+                    real = os.path.join(folder, name) if name else folder
+                    state = os.lstat(real)
+                    mode = state.st_mode & 0o7777
+                    owner = (state.st_uid, state.st_gid)
+                    if os.path.islink(real):
+                        entry = Entry("link", 0, b"", os.readlink(real), *owner)
+                    elif os.path.isdir(real):
+                        entry = Entry("dir", mode, b"", "", *owner)
+                    else:
+                        entry = Entry("file", mode, Path(real).read_bytes(), "", *owner)
+                    found[real[len(self.root) :]] = entry
+        return found
+
+    # running
+
+    def run(self, path: str, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run a program of the tree, given by its path beneath the root."""
+        return subprocess.run(
+            [self.path(path), *arguments],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+
+    def start(self, timeout: float = 5.0) -> bool:
+        """Start the agent by scxadmin and wait until its port answers; False if it died or does not answer in time."""
+        self.run(self.scxadmin, "-start")
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = 5.0) -> bool:
+        """Wait until the port answers TLS; False if the server died meanwhile or the time is over."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.served(timeout=1.0):
+                return True
+            if not standin.launched(self.root) and not standin.load_knobs(self.root).get("respawn"):
+                return False
+            time.sleep(0.01)
+        return False
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Stop the agent on purpose, by scxadmin, and wait until it is gone: no pid file is left."""
+        self.run(self.scxadmin, "-stop")
+        self._gone(timeout)
+
+    def restart(self) -> bool:
+        """Restart by scxadmin and wait until the port answers."""
+        self.run(self.scxadmin, "-restart")
+        return self.wait()
+
+    def reload(self) -> None:
+        """Have the server read its pair again (`omiserver -r`)."""
+        self.run(f"{self.place.bin}/{self.place.server}", "-r")
+
+    def kill(self) -> None:
+        """Kill the server (SIGKILL), as a crash would: its pid file stays."""
+        pid = self.pid
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            self._gone(5.0)
+
+    def _gone(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self.pid and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    # misbehaviour, while it runs
+
+    def knobs(self, **values: Any) -> Dict[str, Any]:
+        """Set knobs (None removes one) and return all. They are read by the tools at each call and by the server when it loads.
+
+        serve_only, refuse: lists of leaf fingerprints. stop_takes, start_takes, restart_takes, between_halves, dies_after, respawn,
+        poll, idle, between_opens, handshake_takes: seconds. ignore_restart, deaf, sslconfig_fails, unit_clears_pid: true. stray: a pid.
+        fails_until: number of the last start that fails, fails_with its status. start_limit: [starts, seconds]. junk: text.
+        """
+        knobs = standin.load_knobs(self.root)
+        knobs.update(values)
+        knobs = {name: value for name, value in knobs.items() if value is not None}
+        path = Path(self.path("/lab/knobs.json"))
+        fresh = path.with_name(f"knobs.{os.getpid()}")
+        fresh.write_text(json.dumps(knobs), encoding="utf-8")
+        fresh.replace(path)
+        return knobs
+
+    def refuse_new(self, only: Optional[bytes] = None) -> None:
+        """From now on the agent dies of every leaf but `only` (DER), by default the one now on disk."""
+        self.knobs(serve_only=[fingerprint(only if only is not None else self.leaf())])
+
+    def accept_all(self) -> None:
+        """Take `refuse_new` back."""
+        self.knobs(serve_only=None, refuse=None)
+
+    def slow_stop(self, seconds: float = 1.5, poll: float = 0.02) -> None:
+        """Make a stop outlast scxadmin's poll (20 x `poll`): a restart ends with nothing running and status 0 (section 4)."""
+        self.knobs(stop_takes=seconds, poll=poll)
+
+    def ignore_restart(self, *, on: bool = True, poll: float = 0.02) -> None:
+        """Make every restart a no-op with status 0, the old leaf staying served, whatever process runs."""
+        self.knobs(ignore_restart=on or None, poll=poll)
+
+    def make_stray(self, poll: float = 0.02) -> None:
+        """Put the running process outside its unit: restarts are no-ops until `omiserver -s` has ended it (section 4)."""
+        self.knobs(stray=self.pid, poll=poll)
+
+    def fail_starts(self, count: int = 1, status: int = 0) -> None:
+        """Make the next `count` starts fail: nothing comes up, and service_control's exit status is `status`."""
+        self.knobs(fails_until=self.starts + count, fails_with=status)
+
+    def slow_restart(self, seconds: float) -> None:
+        """Make `scxadmin -restart` wait so long before it does anything."""
+        self.knobs(restart_takes=seconds)
+
+    def junk(self, text: str = "\x1b[31m\u00fcberraschend\x1b[0m") -> None:
+        """Make scxadmin print something before anything else."""
+        self.knobs(junk=text)
+
+    def remove_scxadmin(self) -> None:
+        """Take scxadmin away."""
+        os.unlink(self.path(self.scxadmin))
+
+    # other owners of the same files (section 6)
+
+    def relink(self, target: str) -> None:
+        """Point the certificate's name elsewhere, as others do it: unlinked, then made anew."""
+        name = self.path(self.certificate)
+        if os.path.lexists(name):
+            os.unlink(name)
+        os.symlink(target, name)
+
+    def move_link_back(self) -> None:
+        """Point the certificate's name at the agent's own host pem again."""
+        self.relink(self.host_pem)
+
+    def scxsslconfig_f(self) -> None:
+        """Make a new pair by `scxsslconfig -f`: the key in place, the link anew. The agent goes on serving the old one."""
+        done = self.run(f"{TOOLS}/scxsslconfig", "-f")
+        if done.returncode:
+            raise RuntimeError(done.stdout)
+
+    def scom_sign(self, *, restart: bool = True, public_key: Any = None) -> bytes:
+        """Sign as a Management Server does: its certificate is copied onto scx.pem, through the links; then a restart.
+
+        `public_key`: another than the one in the present certificate, as with a signature that comes too late. Returns the DER.
+        """
+        key = public_key or self._public_key()
+        now = dt.datetime.now(dt.timezone.utc).replace(microsecond=0)
+        signer = ec.generate_private_key(ec.SECP256R1())
+        issuer = x509.Name(
+            [
+                x509.NameAttribute(NameOID.COMMON_NAME, "SCX-Certificate"),
+                x509.NameAttribute(NameOID.TITLE, "SCX55a3b1c2-0000-4000-8000-000000000001"),
+                x509.NameAttribute(NameOID.DOMAIN_COMPONENT, "ms01"),
+            ]
+        )
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(selfsigned.agent_name(self.host, self.domain))
+            .issuer_name(issuer)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=3650))
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .sign(signer, hashes.SHA256())
+        )
+        der = certificate.public_bytes(serialization.Encoding.DER)
+        self.write_through("/etc/opt/microsoft/scx/ssl/scx.pem", selfsigned.armour(der))
+        if restart:
+            self.restart()
+        return der
+
+    def _public_key(self) -> Any:
+        secret = self.read(self.key)
+        return serialization.load_pem_private_key(secret, password=None).public_key()
+
+    def write_through(self, path: str, data: bytes) -> None:
+        """Write onto a name as `cp` does: through its links into the file behind, in place, the mode kept."""
+        real = self.resolve(path)
+        mode = os.stat(real).st_mode & 0o7777 if os.path.exists(real) else 0o644
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(real, mode | 0o200)
+        Path(real).write_bytes(data)
+        os.chmod(real, mode)
+
+    def install(self, certificate: bytes, key: Optional[bytes] = None) -> None:
+        """Put a certificate (any bytes) where the server reads it, and a key if given, without a restart."""
+        self.write_through(self.certificate, certificate)
+        if key is not None:
+            self.write_through(self.key, key)
+
+    def new_pair(self, kind: str = "ec:secp256r1") -> Tuple[bytes, bytes]:
+        """Return (certificate, key), PEM, of a fresh self-signed pair for this host; nothing is written."""
+        made = selfsigned.make_key(kind)
+        return selfsigned.make_certificate(made, self.host, self.domain), selfsigned.key_pem(made)
+
+    def omi_upgrade(self, kind: str = "rsa:3072", *, restart: bool = True) -> None:
+        """Upgrade OMI where it distrusts the pair: ssl/* deleted, a new key, a self-signed regular omi.pem, the marker."""
+        folder = self.path("/etc/opt/omi/ssl")
+        for name in os.listdir(folder):
+            if not name.startswith("."):
+                full = os.path.join(folder, name)
+                shutil.rmtree(full) if os.path.isdir(full) and not os.path.islink(full) else os.unlink(full)
+        certificate, key = self.new_pair(kind)
+        self._file("/etc/opt/omi/ssl/omikey.pem", key, 0o600, self.account)
+        self._file("/etc/opt/omi/ssl/omi.pem", certificate, 0o644)
+        self._file("/etc/opt/omi/ssl/.omi_cert_marker", "")
+        if restart:
+            self.restart()
+
+    def scx_upgrade(self, *, restart: bool = True) -> None:
+        """Upgrade scx: with the marker a new pair, link, no marker; without it scx.pem is moved to scx.pem_backup and relinked."""
+        marker = self.path("/etc/opt/omi/ssl/.omi_cert_marker")
+        name = self.path("/etc/opt/microsoft/scx/ssl/scx.pem")
+        if os.path.exists(marker):
+            for path in (self.key, self.certificate):
+                os.replace(self.path(path), self.path(path) + "_temp")
+            self.scxsslconfig_f()
+            for path in (self.key, self.certificate, "/etc/opt/omi/ssl/.omi_cert_marker"):
+                leftover = self.path(path) + ("_temp" if path.endswith(".pem") else "")
+                os.unlink(leftover)
+        if os.path.lexists(name):
+            os.replace(name, name + "_backup")
+        os.symlink("/etc/opt/omi/ssl/omi.pem", name)
+        if restart:
+            self.restart()
+
+
+# the program
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.lab.agent", description="A host tree with a stand-in SCOM agent.")
+    parser.add_argument("--root", required=True, type=Path)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    verbs.required = True
+    make = verbs.add_parser("make", help="lay out a tree")
+    make.add_argument("--layout", choices=LAYOUTS, default="omi")
+    make.add_argument("--port", type=int, default=0)
+    make.add_argument("--host", default="host1")
+    make.add_argument("--domain", default="lab.test")
+    make.add_argument("--key", default="rsa:2048", help="rsa:2048, rsa:3072, ec:secp256r1, ...")
+    make.add_argument("--owner", type=int, default=0, metavar="PID", help="the agent ends itself when this process is gone")
+    for verb, text in (
+        ("start", "start the agent and wait for its port"),
+        ("stop", "stop it on purpose"),
+        ("kill", "kill it: a stale pid file stays"),
+        ("restart", "restart it"),
+        ("show", "print what is on disk, served and running, as JSON"),
+        ("move-link-back", "point the certificate's link at the agent's own file"),
+        ("scxsslconfig-f", "make a new pair as the agent's tool does"),
+        ("scom-sign", "sign as a Management Server does, and restart"),
+        ("omi-upgrade", "lose the pair to an OMI upgrade, and restart"),
+        ("scx-upgrade", "upgrade scx, and restart"),
+        ("refuse-new", "die of every certificate but the present one"),
+        ("accept-all", "take refuse-new back"),
+        ("make-stray", "make the running process one that restarts don't reach"),
+    ):
+        verbs.add_parser(verb, help=text)
+    knob = verbs.add_parser("set", help="set knobs; the value is JSON or a text, null removes")
+    knob.add_argument("pairs", nargs="+", metavar="NAME=VALUE")
+    return parser
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _show(host: LabHost) -> Dict[str, Any]:
+    leaf, served = host.leaf(), host.served()
+    name = host.path(host.certificate)
+    return {
+        "root": host.root,
+        "layout": host.layout,
+        "port": host.port,
+        "certificate": host.certificate,
+        "link": os.readlink(name) if os.path.islink(name) else "",
+        "installed": fingerprint(leaf),
+        "served": fingerprint(served),
+        "pid": host.pid,
+        "restarts": host.restarts,
+    }
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Make a tree, or work on one; returns the exit status, 1 where the agent does not answer after a start."""
+    options = _parser().parse_args(arguments)
+    if options.verb == "make":
+        host = LabHost(
+            options.root, options.layout, options.port, options.host, options.domain, options.key, owned=False
+        )
+        if options.owner:
+            host.knobs(owner=[options.owner, standin.start_time(options.owner)])
+        print(json.dumps(_show(host), indent=1))
+        return 0
+    host = LabHost(options.root, make=False)
+    if options.verb == "show":
+        print(json.dumps(_show(host), indent=1))
+    elif options.verb == "set":
+        host.knobs(**{name: _value(text) for name, _, text in (pair.partition("=") for pair in options.pairs)})
+    else:
+        done = getattr(host, options.verb.replace("-", "_"))()
+        return 1 if done is False else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
