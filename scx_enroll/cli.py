@@ -1,0 +1,279 @@
+"""Arguments in, exit status out."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
+
+from scx_enroll import __version__
+from scx_enroll.errors import EnrollError, HostError, Unconfigured, UsageError
+
+MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
+QUIET_POLL_S = 15.0
+MAX_QUIET_S = 30 * 60  # an unattended run waits this long for others to finish with the agent's files
+
+HELP = """usage: scx-enroll [options] VERB [options]
+
+Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that it is served.
+
+  run              make this host match its configuration; with nothing to do, do nothing
+    --dry-run      say what would be done, and why
+    --now          wait for no poll interval, back-off or quiet files
+    --renew        ask for a new certificate at once
+    --wait SECONDS wait for another run to end
+    --unattended   for the timer: quiet, and status 0 while nothing needs a person
+  status           what is installed, served, pending and due
+  csr              print a certificate request for the agent's key
+  install FILE     verify a certificate brought by hand, and put it in service
+  rollback         go back to what was installed before, prove it, and hold
+  hold [REASON]    change nothing until release
+  release          end a hold
+
+options:
+  --config FILE    instead of /etc/scx-enroll/scx-enroll.conf and conf.d
+  --root DIR       take every path beneath DIR; nothing there is started or probed
+  --live           the agent beneath --root runs here: restart and probe it
+  --json           print facts as JSON (run, status)
+  --verbose        say more, on standard error
+  --version, --help
+
+exit status: 0 done, 1 bug, 2 usage, 3 configuration, 4 agent, 5 CA unreachable, 6 CA refused, 7 pending,
+8 certificate refused, 9 rolled back, 10 rollback failed, 11 busy, 12 this host, 13 sign-in refused
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, "see: scx-enroll --help")
+
+    def format_help(self) -> str:
+        return HELP
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    common.add_argument("--config")
+    common.add_argument("--root")
+    common.add_argument("--live", action="store_true")
+    common.add_argument("--json", action="store_true")
+    common.add_argument("--verbose", action="store_true")
+    parser = _Parser(prog="scx-enroll", parents=[common], allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"scx-enroll {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+    made = {}
+    for verb in VERBS:
+        made[verb] = verbs.add_parser(verb, parents=[common], allow_abbrev=False)
+    for option in ("--dry-run", "--now", "--renew", "--unattended"):
+        made["run"].add_argument(option, action="store_true")
+    for verb in ("run", "install", "rollback", "hold", "release"):
+        made[verb].add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS")
+    made["install"].add_argument("file", metavar="FILE")
+    made["hold"].add_argument("reason", nargs="?", default="by the operator", metavar="REASON")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 24 * 3600:
+        raise ValueError(text)
+    return value
+
+
+class _Signals:
+    """The first SIGTERM or Ctrl-C ends the run after the step in hand; a second one at once, for the next run to mend."""
+
+    def __init__(self) -> None:
+        self.caught = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._catch)
+
+    def _catch(self, number: int, _frame: Any) -> None:
+        if self.caught:
+            from scx_enroll.enroll import Stopped
+
+            raise Stopped
+        self.caught = number
+
+    def die(self) -> NoReturn:
+        """End as one that the signal killed."""
+        signal.signal(self.caught, signal.SIG_DFL)
+        os.kill(os.getpid(), self.caught)
+        raise SystemExit(128 + self.caught)
+
+
+def _progress() -> Callable[[str], None]:
+    """Tell a person at a terminal what a long wait is for, each thing once; say nothing to a log."""
+    if not sys.stderr.isatty():
+        return lambda _message: None
+    told: List[str] = []
+
+    def tell(message: str) -> None:
+        if told[-1:] != [message]:
+            told.append(message)
+            sys.stderr.write(f"scx-enroll: {message} …\n")
+
+    return tell
+
+
+class _Call:
+    """One call: its arguments, and what the verbs share."""
+
+    def __init__(self, arguments: argparse.Namespace, signals: _Signals) -> None:
+        from scx_enroll import enroll, report
+        from scx_enroll.plan import Wish
+        from scx_enroll.rootfs import Root
+
+        self.enroll, self.report = enroll, report
+        self.given: Dict[str, Any] = vars(arguments)
+        self.json = self.flag("json")
+        self.quiet = self.flag("unattended")
+        if self.flag("live") and "root" not in self.given:
+            raise UsageError("--live goes with --root", "without --root this host's own agent is meant anyway")
+        self.root = Root(self.given.get("root", "/"), self.flag("live"))
+        wish = Wish(now=self.flag("now"), renew=self.flag("renew"))
+        self.options = enroll.Options(self.given.get("config", ""), wish, self.given.get("wait", 0.0))
+        self.tools = enroll.Tools(waiting=_progress(), acted=self._acted, stopping=lambda: signals.caught != 0)
+
+    def flag(self, name: str) -> bool:
+        """Whether an option without value was given."""
+        return bool(self.given.get(name))
+
+    def _acted(self, step: Any) -> None:
+        if not self.json:
+            sys.stdout.write(f"scx-enroll: {self.report.acted(step)}\n")
+            sys.stdout.flush()
+
+    def end(self, result: Any) -> int:
+        """Publish and show the end of a run; returns its exit status."""
+        facts = self.report.document(result, self.tools.clock())
+        self.tools.store(self.root).publish(facts)
+        valid = tuple(held for held in result.view.seen.held if not held.mismatches)
+        from scx_enroll.plan import needs_a_person
+
+        status = facts["exit_status"]
+        if self.quiet and not needs_a_person(status, valid, self.tools.clock()):
+            status = 0
+        if self.json:
+            sys.stdout.write(self.report.as_json(facts))
+        elif not self.quiet or status or facts["acts"] or self.flag("verbose"):
+            stream = sys.stderr if facts["exit_status"] else sys.stdout
+            stream.write(self.report.as_end(facts, failed=result.failure is not None))
+        return int(status)
+
+    def run(self) -> int:
+        """Converge; an unattended run waits until others have finished with the agent's files."""
+        if self.flag("dry_run"):
+            return self._dry_run()
+        deadline = time.monotonic() + MAX_QUIET_S
+        while True:
+            result = self.enroll.run(self.root, self.options, self.tools)
+            if not self.quiet or result.step.row != "L3" or time.monotonic() >= deadline:
+                return self.end(result)
+            if self.tools.stopping():
+                raise self.enroll.Stopped
+            time.sleep(QUIET_POLL_S)
+
+    def _dry_run(self) -> int:
+        result = self.enroll.inspect(self.root, self.options, self.tools)
+        facts = self.report.document(result, self.tools.clock())
+        if self.json:
+            sys.stdout.write(self.report.as_json(facts))
+        else:
+            until = f"\nuntil: {self.report.when(result.step.until)}" if result.step.until else ""
+            sys.stdout.write(f"{result.step.row} {result.step.action}: {result.step.reason}{until}\n")
+        return 0
+
+    def status(self) -> int:
+        """Root looks anew; anybody else is shown what the last run saw."""
+        if self.root.path == "/" and os.geteuid() != 0:
+            import json
+
+            from scx_enroll.store import MAX_STATE_BYTES, STATUS
+
+            try:
+                facts = json.loads(self.root.read(STATUS, MAX_STATE_BYTES, trusted=True))
+            except FileNotFoundError:
+                raise HostError("no run has left a status yet", "let root run: scx-enroll run") from None
+        else:
+            facts = self.report.document(self.enroll.inspect(self.root, self.options, self.tools), self.tools.clock())
+        sys.stdout.write(self.report.as_json(facts) if self.json else self.report.as_status(facts))
+        return 0
+
+    def csr(self) -> int:
+        """Print a CSR."""
+        sys.stdout.write(self.enroll.make_csr(self.root, self.options, self.tools).decode())
+        return 0
+
+    def install(self) -> int:
+        """Install a certificate from a file."""
+        from scx_enroll.rootfs import read_argument
+
+        name = self.given["file"]
+        data = read_argument(name, MAX_ARGUMENT_BYTES)
+        return self.end(self.enroll.install(self.root, self.options, self.tools, data, name))
+
+    def rollback(self) -> int:
+        """Go back and hold."""
+        return self.end(self.enroll.roll_back(self.root, self.options, self.tools))
+
+    def hold(self) -> int:
+        """Hold."""
+        return self.end(self.enroll.hold(self.root, self.options, self.tools, self.given["reason"]))
+
+    def release(self) -> int:
+        """End a hold."""
+        return self.end(self.enroll.hold(self.root, self.options, self.tools, ""))
+
+
+VERBS: Dict[str, Callable[[_Call], int]] = {
+    "run": _Call.run,
+    "status": _Call.status,
+    "csr": _Call.csr,
+    "install": _Call.install,
+    "rollback": _Call.rollback,
+    "hold": _Call.hold,
+    "release": _Call.release,
+}
+
+
+def _fail(error: EnrollError, arguments: Optional[argparse.Namespace]) -> int:
+    from scx_enroll import report
+
+    given = vars(arguments) if arguments else {}
+    if given.get("unattended") and isinstance(error, Unconfigured):
+        sys.stdout.write(f"scx-enroll: not configured yet: {error.message}\n")
+        return 0
+    from scx_enroll.plan import PATIENT_STATUSES
+
+    if given.get("json"):
+        sys.stdout.write(report.as_json(report.error_document(error)))
+    sys.stderr.write(report.failure(error))
+    return 0 if given.get("unattended") and error.exit_status in PATIENT_STATUSES else error.exit_status
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one verb; returns the exit status (docs/exit-status.md)."""
+    signals = _Signals()
+    arguments: Optional[argparse.Namespace] = None
+    try:
+        arguments = _parser().parse_args(argv)
+        if arguments.verb is None:
+            raise UsageError("no verb was given", "see: scx-enroll --help")
+        return VERBS[arguments.verb](_Call(arguments, signals))
+    except EnrollError as error:
+        return _fail(error, arguments)
+    except BrokenPipeError:
+        sys.stdout = None  # the reader is gone, and so is what was not flushed
+        return 0
+    except Exception as error:
+        if arguments is not None and vars(arguments).get("verbose"):
+            raise
+        kind = type(error).__name__
+        return _fail(EnrollError(f"a defect of scx-enroll: {kind}: {error}", "run again with --verbose, and report it"), None)
+    except BaseException as end:
+        if isinstance(end, SystemExit) or not signals.caught:
+            raise
+        sys.stderr.write("scx-enroll: stopped by a signal; the next run goes on from here\n")
+        signals.die()

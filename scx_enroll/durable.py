@@ -1,0 +1,86 @@
+"""Durable changes of a folder: a name is wholly old or wholly new, and stays so when the power fails.
+
+Everything is done through the folder's descriptor, with O_NOFOLLOW and O_EXCL and under names that nobody can guess.
+"""
+
+import errno
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from typing import Iterator, Optional, Tuple
+
+from scx_enroll.errors import HostError
+
+TEMPORARY = ".scx-enroll."  # how the names of files on their way begin
+
+_HINTS = {
+    errno.ENOSPC: "free some space on that file system, then run again",
+    errno.EDQUOT: "free some space on that file system, then run again",
+    errno.EROFS: "the file system is read-only: remount it, or allow the path in the unit with ReadWritePaths=",
+    errno.EACCES: "run it as root",
+    errno.EPERM: "run it as root, and see that the file is not immutable (lsattr)",
+    errno.EIO: "the disk reported an error: see the kernel's log",
+}
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Raise HostError, with a hint, for any OSError: `path` could not be written."""
+    try:
+        yield
+    except OSError as problem:
+        why = problem.strerror or str(problem)
+        hint = _HINTS.get(problem.errno or 0, "nothing was changed by the failed step; mend the cause and run again")
+        raise HostError(f"can't write {path}: {why}", hint) from problem
+
+
+def write(folder: int, name: str, data: bytes, mode: int, owner: Optional[Tuple[int, int]] = None) -> None:
+    """Replace `name` in `folder` durably; it is born with its final owner and mode."""
+    move(folder, temporary_file(folder, data, mode, owner), name)
+
+
+def move(folder: int, temporary: str, name: str) -> None:
+    """Rename a finished temporary to its name, durably; where that fails, it is gone."""
+    try:
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
+    os.fsync(folder)
+
+
+def temporary_file(folder: int, data: bytes, mode: int, owner: Optional[Tuple[int, int]]) -> str:
+    """Make a file under a new name, with its final owner and mode and its data on the disk; returns the name."""
+    name = TEMPORARY + secrets.token_hex(8)
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+            if owner is not None:
+                os.fchown(fd, *owner)
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=folder)
+        raise
+    return name
+
+
+def remove_tree(folder: int, name: str) -> None:
+    """Remove a folder of ours, one level deep; absent is fine."""
+    with suppress(FileNotFoundError):
+        inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            for entry in os.listdir(inner):
+                os.unlink(entry, dir_fd=inner)
+        finally:
+            os.close(inner)
+        os.rmdir(name, dir_fd=folder)
+
+

@@ -1,0 +1,323 @@
+"""The driver: look, plan, act, record, again; it alone carries out what `plan` decides.
+
+lock -> journal -> configuration -> look -> plan -> act -> (again) -> result
+"""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import Callable, List, Mapping, Optional, Tuple, TypeVar
+
+from scx_enroll import agent as agents
+from scx_enroll import config as configs
+from scx_enroll import journal as j
+from scx_enroll import observe, plan, request, transaction, verify
+from scx_enroll.acquire import Acquisition, Line, generation_of, latch
+from scx_enroll.config import Config
+from scx_enroll.errors import AgentNotReady, CertificateRefused, EnrollError, HostError, UsageError
+from scx_enroll.observe import View
+from scx_enroll.plan import Step, Wish
+from scx_enroll.rootfs import Root
+from scx_enroll.service import Patience
+from scx_enroll.store import Generation, Store
+from scx_enroll.transaction import Site
+
+MAX_STEPS = 16  # the longest way, with every CA failing over, takes fewer
+WAITING = ("wait", "hold", "nothing")
+
+T = TypeVar("T")
+
+
+class Stopped(BaseException):
+    """A signal asked for the end, between two steps."""
+
+
+def _silent(_message: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a run works with; a test puts parts of its own here."""
+
+    line: Line = Line()
+    clock: Callable[[], int] = lambda: int(time.time())
+    patience: Patience = Patience()
+    waiting: Callable[[str], None] = _silent  # for a person at a terminal
+    acted: Callable[[Step], None] = lambda _step: None  # for the log
+    stopping: Callable[[], bool] = lambda: False  # a signal asked for the end; the step in hand is finished first
+    store: Callable[[Root], Store] = Store
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    config: str = ""  # an ordinary path; else the usual one beneath the root
+    wish: Wish = Wish()
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: what it did, its last step, and what it saw then."""
+
+    step: Step
+    view: View
+    config: Config
+    journal: j.Journal
+    budget: j.Budget
+    generations: Tuple[Generation, ...]
+    acts: Tuple[Step, ...] = ()
+    failure: Optional[EnrollError] = None  # at a CA, and not made good since
+
+    @property
+    def status(self) -> int:
+        """The exit status: a run that only waits repeats that of what it waits for."""
+        return self.step.status or (self.failure.exit_status if self.failure else 0)
+
+
+class Run:
+    """One run; `site.store` holds the journal as it was read."""
+
+    def __init__(self, site: Site, tools: Tools, config: Config, wish: Wish) -> None:
+        self.site = site
+        self.tools = tools
+        self.config = config
+        self.wish = replace(wish, hasty=wish.now or wish.hasty)
+        self.acquisition = Acquisition(site, config, tools.line)
+
+    def look(self) -> View:
+        """Look at the host as it is now."""
+        return observe.look(self.site.root, self.site.store, self.config, self.acquisition.pool, self.site.clock())
+
+    def decide(self, view: View) -> Step:
+        """Return the next step."""
+        store = self.site.store
+        return plan.decide(view.seen, view.policy, store.journal, store.budget, self.site.clock(), self.wish)
+
+    def result(self, acts: Tuple[Step, ...] = ()) -> Result:
+        """Look and plan once more, and say how it stands."""
+        view, store = self.look(), self.site.store
+        step, failure = self.decide(view), self.acquisition.failure
+        return Result(step, view, self.config, store.journal, store.budget, store.generations(), acts, failure)
+
+    def converge(self) -> Result:
+        """Act until nothing can be done now. Raises what goes wrong on this host."""
+        acts: List[Step] = []
+        self.acquisition.forget_old_secrets()
+        while len(acts) < MAX_STEPS:
+            view = self.look()
+            step = self.decide(view)
+            if step.action in WAITING:
+                self._note_proof(view)
+                return self.result(tuple(acts))
+            if self.tools.stopping():
+                raise Stopped
+            ACTS[step.action](self, view, step)
+            acts.append(step)
+            self.tools.acted(step)
+        raise EnrollError(f"no end after {MAX_STEPS} steps; the last one was {step.row} {step.action}: {step.reason}")
+
+    def _note_proof(self, view: View) -> None:
+        journal = self.site.store.journal
+        if journal.installed and not journal.proven and journal.installed.leaf == view.seen.served:
+            self.site.store.update(proven=True)
+
+    # -- the acts, one for each action of `plan` --------------------------------------------------------------------
+
+    def recover(self, _view: View, _step: Step) -> None:
+        """L1."""
+        transaction.proceed(self.site)
+
+    def make_key(self, view: View, _step: Step) -> None:
+        """L5."""
+        agent = view.ready.agent
+        transaction.make_key(self.site, agent)
+        self.site.store.update(seen=transaction.signature(agents.read_pair(self.site.root, agent)))
+
+    def adopt(self, view: View, _step: Step) -> None:
+        """L7: what is installed is valid, so the CA need not be asked."""
+        ready, store = view.ready, self.site.store
+        if ready.adoptable is None:
+            raise EnrollError("there is nothing to adopt")
+        store.add_generation(ready.adoptable)
+        store.update(
+            installed=transaction.place_of(self.site.root, ready.agent, ready.pair),
+            proven=view.seen.served == view.seen.certificate,
+            seen=transaction.signature(ready.pair),
+            latch=latch(self.site, self.config, view),
+        )
+
+    def install(self, view: View, step: Step) -> None:
+        """L7."""
+        self.put_in_service(view, next(g for g in self.site.store.generations() if g.id == step.generation))
+
+    def put_in_service(self, view: View, generation: Generation) -> None:
+        """Install a generation and have it served. Raises RolledBack, RollbackFailed, HostError."""
+        agent = view.ready.agent
+        observe.account_can_read(agent, self.site.root)
+        self.site.store.check_folder(agent.certificate)
+        self.wish = replace(self.wish, now=False)
+        transaction.install(self.site, agent, generation, running=view.running, inputs=view.seen.inputs)
+
+    def restart(self, view: View, step: Step) -> None:
+        """L8, L9."""
+        leaf = next(held.leaf for held in view.seen.held if held.id == step.generation)
+        transaction.restart(self.site, view.ready.agent, leaf)
+
+    def submit(self, view: View, step: Step) -> None:
+        """C4. A CA that fails is not asked again in this run, whatever was wished."""
+        wish = self.wish
+        sent = self.acquisition.submit(
+            view, step.ca, renew=wish.renew, still_due=lambda: self.decide(self.look()) == step
+        )
+        if self.acquisition.failure:
+            self.wish = replace(wish, tried=(*wish.tried, step.ca))
+        elif sent:
+            self.wish = replace(wish, now=False, renew=False)
+
+    def repeat(self, view: View, _step: Step) -> None:
+        """C2."""
+        self.acquisition.repeat(view)
+
+    def poll(self, view: View, _step: Step) -> None:
+        """C1."""
+        self.wish = replace(self.wish, now=False)
+        self.acquisition.poll(view)
+
+    def abandon(self, _view: View, _step: Step) -> None:
+        """C1, C2."""
+        self.acquisition.abandon()
+
+    def lost(self, _view: View, step: Step) -> None:
+        """C2."""
+        self.acquisition.lost(step.reason)
+
+
+ACTS: Mapping[str, Callable[[Run, View, Step], None]] = {
+    "recover": Run.recover,
+    "make_key": Run.make_key,
+    "adopt": Run.adopt,
+    "install": Run.install,
+    "restart": Run.restart,
+    "submit": Run.submit,
+    "repeat": Run.repeat,
+    "poll": Run.poll,
+    "abandon": Run.abandon,
+    "lost": Run.lost,
+}
+
+
+# -- the verbs ------------------------------------------------------------------------------------------------------
+
+
+def _site(root: Root, tools: Tools) -> Site:
+    return Site(root, tools.store(root), tools.patience, tools.clock, tools.waiting)
+
+
+def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Run], T]) -> T:
+    """Take the lock, finish or undo what a killed run left, even where the configuration no longer reads; then `work`."""
+    if root.path == "/" and os.geteuid() != 0:
+        raise HostError("only root may do this", "run it as root, or through sudo")
+    site = _site(root, tools)
+    with site.store.lock(options.wait_s, tools.waiting):
+        transaction.settle_command(site)
+        step = plan.interrupted(site.store.journal)
+        if step:
+            transaction.proceed(site)
+            tools.acted(step)
+        return work(Run(site, tools, _config(root, options), options.wish))
+
+
+def _config(root: Root, options: Options) -> Config:
+    return configs.load(Root("/"), os.path.abspath(options.config)) if options.config else configs.load(root)
+
+
+def run(root: Root, options: Options, tools: Tools) -> Result:
+    """Make the host match its configuration. Raises EnrollError for what goes wrong on this host."""
+    return _locked(root, options, tools, Run.converge)
+
+
+def inspect(root: Root, options: Options, tools: Tools) -> Result:
+    """Look and plan, and change nothing; needs no lock, since the journal is replaced whole."""
+    site = _site(root, tools)
+    site.store.load()
+    return Run(site, tools, _config(root, options), options.wish).result()
+
+
+def make_csr(root: Root, options: Options, tools: Tools) -> bytes:
+    """Return a CSR (PEM) for the agent's key, for a CA that can't be reached from here; changes nothing."""
+    ready = inspect(root, options, tools).view.ready
+    if ready.pair.key is None:
+        raise AgentNotReady("the agent has no key", f"let its own tool make one: {ready.agent.scxsslconfig}")
+    return request.build_csr(ready.spec, request.load_key(ready.pair.key))
+
+
+def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) -> Result:
+    """Verify a certificate that was brought by hand, and put it in service by the same transaction."""
+
+    def work(run: Run) -> Result:
+        view, store = run.look(), run.site.store
+        ready, seen, now = view.ready, view.seen, run.site.clock()
+        found = verify.read(data)
+        leaf = next((der for der in found if verify.facts(der).spki == seen.key), None)
+        if leaf is None:
+            raise CertificateRefused(
+                f"{name} holds no certificate for the agent's key, among {len(found)}",
+                "make the request with: scx-enroll csr, and save its certificate as Base-64",
+            )
+        rest = tuple(der for der in found if der != leaf)
+        wrong = min(
+            (observe.judge(root, ready.agent, run.config, ca, ready.spec, seen.key, leaf, rest, now) for ca in run.config.cas),
+            key=len,
+        )
+        if wrong:
+            raise CertificateRefused(f"{name} refused: {'; '.join(m.detail for m in wrong)}", wrong[0].hint)
+        origin = j.Origin(obtained=now, first=not store.generations(), how="file")
+        generation = generation_of(leaf, verify.chain(leaf, rest), origin)
+        store.add_generation(generation)
+        message = f"generation {generation.id} was installed by the operator instead"
+        issued = verify.facts(leaf).not_before
+        newer = {
+            held.id: j.Skip(held.id, seen.inputs, now, 1, "changed", 0, message)
+            for held in seen.held if held.not_before > issued and held.id != generation.id
+        }
+        kept = tuple(s for s in store.journal.skipped if s.generation not in (generation.id, *newer))
+        store.update(skipped=(*kept, *newer.values()), latch=latch(run.site, run.config, view))
+        if seen.certificate != verify.facts(leaf).leaf:
+            run.put_in_service(view, generation)
+        return run.converge()
+
+    return _locked(root, options, tools, work)
+
+
+def roll_back(root: Root, options: Options, tools: Tools) -> Result:
+    """Go back to what was installed before, prove it, and hold."""
+
+    def work(run: Run) -> Result:
+        view, before = run.look(), run.site.store.journal.before
+        if before is None or not before.leaf:
+            raise UsageError("nothing was installed before, so there is nothing to go back to", "see: scx-enroll status")
+        hold = f"rolled back by the operator at {when(run.site.clock())}"
+        transaction.put_back(
+            run.site, view.ready.agent, before, running=view.running, inputs=view.seen.inputs, hold=hold
+        )
+        return run.result()
+
+    return _locked(root, options, tools, work)
+
+
+def hold(root: Root, options: Options, tools: Tools, reason: str) -> Result:
+    """Change nothing until released (`reason` given), or release ("")."""
+
+    def work(run: Run) -> Result:
+        run.site.store.update(hold=reason)
+        return run.result()
+
+    return _locked(root, options, tools, work)
+
+
+def when(at: int) -> str:
+    """Return a time as an operator reads it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))

@@ -1,0 +1,259 @@
+"""What happened so far: two small state machines, their allowed transitions as tables, to and from JSON.
+
+The *request* is what the certification authority may hold for this host; the *installation* is what the agent's folder
+holds. They are apart so that healing goes on while a request is pending. A state is recorded before the act it names:
+whoever reads `submitting` knows that a POST may have been sent, whoever reads `installing` knows that files may have
+changed. docs/state.md specifies both and is compared with this module by a test.
+
+Nothing here reads a clock or a file; times are whole seconds since the epoch.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from types import MappingProxyType
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Type, TypeVar, Union, get_type_hints
+
+from scx_enroll.errors import EnrollError, HostError
+
+VERSION = 1
+DAY_S = 24 * 3600
+HOUR_S = 3600
+RESTARTS_PER_HOUR = 3
+RESTARTS_PER_DAY = 6
+
+REQUEST: Mapping[str, Mapping[str, str]] = MappingProxyType({
+    "none": {"submit": "submitting"},
+    "submitting": {"identified": "submitted", "unsent": "none", "refused": "none", "lost": "doubtful"},
+    "submitted": {"obtained": "none", "refused": "none", "abandoned": "none"},
+    "doubtful": {"submit": "submitting", "abandoned": "none"},
+})
+
+INSTALLATION: Mapping[str, Mapping[str, str]] = MappingProxyType({
+    "settled": {"install": "installing"},
+    "installing": {"proved": "settled", "left_unproven": "settled", "undone": "settled", "failed": "rolling_back"},
+    "rolling_back": {"restored": "settled", "kept": "settled"},
+})
+
+
+def step(machine: Mapping[str, Mapping[str, str]], state: str, event: str) -> str:
+    """Return the state after `event`; an event that the table lacks is a defect and changes nothing."""
+    try:
+        return machine[state][event]
+    except KeyError:
+        raise EnrollError(f"illegal transition: {event} in state {state}") from None
+
+
+@dataclass(frozen=True)
+class Place:
+    """What stands at the name the agent reads, or shall stand there; enough to put it back."""
+
+    kind: str  # "link" | "file" | "absent"
+    text: str = ""  # of a link
+    leaf: str = ""  # SHA-256 of the first certificate reached through the name; "" where there is none
+    sha256: str = ""  # of the bytes reached through the name
+    saved: str = ""  # those bytes, as a name in original/
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o444
+    marker: bool = False  # the package's marker file stands beside it
+    generation: str = ""  # the generation that it is a copy of, "" where it isn't ours
+
+
+@dataclass(frozen=True)
+class Request:
+    """One certificate signing request, from the moment before its first POST."""
+
+    state: str = "none"
+    ca: str = ""  # the server: request IDs mean nothing elsewhere
+    csr: str = ""  # PEM
+    spki: str = ""  # SHA-256 of the public key that it is for
+    id: Optional[int] = None
+    since: int = 0  # of the first POST
+    tries: int = 0  # POSTs of this CSR
+    next: int = 0  # not polled or repeated before
+    pending: bool = False  # a page said that it waits for a person
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """One change of what the agent reads; needs no configuration to be finished or undone."""
+
+    state: str = "settled"
+    layout: str = ""
+    port: int = 0
+    certificate: str = ""  # the name the agent reads
+    target: Optional[Place] = None
+    previous: Optional[Place] = None
+    running: bool = False  # the agent was meant to run when it began
+    pid: int = 0  # of the control command under way
+    pid_start: int = 0  # its start time, /proc/PID/stat field 22
+    inputs: str = ""
+    hold: str = ""  # after a rollback that the operator asked for
+    why: str = ""  # it is being rolled back
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Why a certification authority is not asked for now; `plan` says until when."""
+
+    ca: str  # server, "" for all
+    inputs: str  # what it was asked for; other inputs end the back-off
+    at: int  # the last failure
+    failures: int  # in a row
+    retry: str  # "soon" | "later" where a person must act | "changed": other inputs only
+    status: int
+    message: str
+    hint: str
+    secret: str = ""  # mark of the password that was refused
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A generation that is not installed again for now; `plan` says until when."""
+
+    generation: str
+    inputs: str
+    at: int
+    failures: int
+    retry: str  # as in Backoff
+    status: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Latch:
+    """The name that `auto` gave, and the host name that it rests on."""
+
+    host: str
+    fqdn: str
+
+
+@dataclass(frozen=True)
+class Journal:
+    """All that one run tells the next."""
+
+    version: int = VERSION
+    request: Request = Request()
+    installation: Installation = Installation()
+    installed: Optional[Place] = None  # as we left it last
+    proven: bool = False
+    before: Optional[Place] = None  # what a rollback returns to
+    original: Optional[Place] = None  # before our first installation
+    seen: str = ""  # the agent's files as our last act left them: not a change by others
+    backoffs: Tuple[Backoff, ...] = ()
+    skipped: Tuple[Skip, ...] = ()
+    hold: str = ""  # why nothing is changed until `release`
+    latch: Optional[Latch] = None
+    salt: str = ""  # of the marks of refused passwords, hex
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a generation came from."""
+
+    version: int = VERSION
+    ca: str = ""  # server
+    request_id: Optional[int] = None
+    obtained: int = 0
+    first: bool = False  # the first of this host: its renewal is spread wider
+    how: str = "issued"  # "issued" | "adopted" | "file"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One POST, as the budget counts it."""
+
+    at: int
+    counts: bool  # it issued a certificate or may have
+
+
+def free_at(times: Iterable[int], allowed: int, window_s: int) -> int:
+    """Return when at most `allowed` of `times` are younger than the window; 0 where that holds already."""
+    newest_first = sorted(times, reverse=True)
+    return newest_first[allowed] + window_s if len(newest_first) > allowed else 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Submissions and restarts so far."""
+
+    version: int = VERSION
+    submissions: Tuple[Submission, ...] = ()
+    restarts: Tuple[int, ...] = ()
+
+    def restarts_until(self, needed: int = 1) -> int:
+        """Return when `needed` restarts fit into the budget; a time that has come means now."""
+        return max(
+            free_at(self.restarts, RESTARTS_PER_HOUR - needed, HOUR_S),
+            free_at(self.restarts, RESTARTS_PER_DAY - needed, DAY_S),
+        )
+
+    def current(self, now: int) -> "Budget":
+        """Forget what is over a day old; a time in the future counts as now, so that a wrong clock frees nothing."""
+        return replace(
+            self,
+            submissions=tuple(replace(s, at=min(s.at, now)) for s in self.submissions if s.at > now - DAY_S),
+            restarts=tuple(min(at, now) for at in self.restarts if at > now - DAY_S),
+        )
+
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> bytes:
+    """Return the JSON of a dataclass of this module, one key a line so that a person can read it."""
+    return (json.dumps(asdict(value), indent=1, sort_keys=True) + "\n").encode()
+
+
+def from_json(kind: Type[T], data: bytes, name: str) -> T:
+    """Read what `to_json` wrote.
+
+    Raises HostError for damaged data, an unknown version, key or state: nothing is guessed.
+    """
+    try:
+        raw = json.loads(data)
+        if raw.get("version") != VERSION:
+            raise ValueError(f"version {raw.get('version')!r}")
+        value: T = _build(kind, raw)
+        if isinstance(value, Journal):
+            _check_states(value)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as problem:
+        raise HostError(
+            f"{name} is not understood: {problem}",
+            f"if a newer scx-enroll wrote it, install that again; else move {name} away: what is installed is adopted, "
+            "and a pending request must be withdrawn at the CA",
+        ) from None
+    return value
+
+
+def _check_states(journal: Journal) -> None:
+    for machine, state in ((REQUEST, journal.request.state), (INSTALLATION, journal.installation.state)):
+        if state not in machine:
+            raise ValueError(f"unknown state {state!r}")
+    if journal.installation.state != "settled" and not (journal.installation.target and journal.installation.previous):
+        raise ValueError("an open installation without target or previous")
+    if journal.request.state == "submitted" and journal.request.id is None:
+        raise ValueError("a submitted request without ID")
+
+
+def _build(kind: Any, raw: Any) -> Any:
+    """Build a value of type `kind` from JSON, strictly: no missing type is guessed and no key is dropped."""
+    origin = getattr(kind, "__origin__", None)
+    if origin is Union:  # Optional[X]
+        return None if raw is None else _build(kind.__args__[0], raw)
+    if origin is tuple:
+        if not isinstance(raw, list):
+            raise ValueError(f"expected a list, found {type(raw).__name__}")
+        return tuple(_build(kind.__args__[0], item) for item in raw)
+    if is_dataclass(kind):
+        if not isinstance(raw, dict):
+            raise ValueError(f"expected an object, found {type(raw).__name__}")
+        hints: Dict[str, Any] = get_type_hints(kind)
+        unknown = sorted(set(raw) - {field.name for field in fields(kind)})
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r}")
+        return kind(**{key: _build(hints[key], item) for key, item in raw.items()})  # type: ignore[operator]  # a class
+    if type(raw) is not kind:
+        raise ValueError(f"expected {kind.__name__}, found {type(raw).__name__}")
+    return raw

@@ -1,0 +1,271 @@
+"""One look at the host: what the agent holds and serves, judged against what the configuration asks for.
+
+It changes nothing and sends nothing, except one TLS handshake with the agent's own port. What it finds is handed to
+`plan` as plain facts.
+"""
+
+import hashlib
+import json
+import os
+import pwd
+import socket
+from dataclasses import asdict, dataclass
+from typing import Dict, List, Optional, Tuple
+
+from scx_enroll import agent as agents
+from scx_enroll import journal as j
+from scx_enroll import request, service, verify
+from scx_enroll.agent import Agent, Pair
+from scx_enroll.config import CA, Config
+from scx_enroll.errors import AgentNotReady, ConfigError, HostError
+from scx_enroll.plan import Held, Observed, Policy
+from scx_enroll.request import RequestSpec
+from scx_enroll.rootfs import Root
+from scx_enroll.store import Generation, Store
+from scx_enroll.transaction import signature
+
+MAX_TRUST_BYTES = 1 << 20  # a system's whole bundle has 250 kB
+MAX_HOSTNAME_BYTES = 4096
+DAY_S = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An agent that can be worked on, and what the acts and the report need to know of it."""
+
+    agent: Agent
+    pair: Pair
+    spec: RequestSpec
+    installed: Optional[verify.Facts]  # of the first certificate at the name the agent reads
+    mismatches: Tuple[verify.Mismatch, ...]  # of that certificate
+    adoptable: Optional[Generation]  # that certificate, where it is valid and no generation
+    notes: Tuple[str, ...]  # what the operator should know
+
+
+@dataclass(frozen=True)
+class View:
+    """What one look found: the facts for `plan`, and what they were made from."""
+
+    seen: Observed
+    policy: Policy
+    found: Optional[Ready]
+
+    @property
+    def ready(self) -> Ready:
+        """Return what was found. Raises AgentNotReady where no agent can be worked on."""
+        if self.found is None:
+            raise AgentNotReady(self.seen.blocked, self.seen.blocked_hint)
+        return self.found
+
+    @property
+    def running(self) -> bool:
+        """Whether the agent is meant to run: a stopped one is left stopped."""
+        return self.seen.live and (self.seen.listening or self.seen.process != "stopped")
+
+
+def short_name(root: Root) -> str:
+    """Return the host name of the root: this host's, or what an image's /etc/hostname says."""
+    if root.live:
+        return socket.gethostname()
+    try:
+        return root.read("/etc/hostname", MAX_HOSTNAME_BYTES).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def host_fqdn(root: Root, config: Config, latch: Optional[j.Latch], installed: Optional[verify.Facts]) -> str:
+    """Return the FQDN that the certificate shall name.
+
+    `auto` takes the resolver's canonical name, once: the name latched at the first success stays. Raises ConfigError for
+    a name that can't be used, and where `auto` contradicts a certificate that SCOM or a CA signed.
+    """
+    if config.host.name != "auto":
+        return request.expand(config.host.name, short_name(root))
+    if latch:
+        return latch.fqdn
+    if not root.live:
+        raise ConfigError("name = auto can't be told for another root", "set name in [host] to an FQDN or {hostname}.…")
+    short = short_name(root)
+    try:
+        answers = socket.getaddrinfo(short, None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
+    except OSError as problem:
+        raise ConfigError(
+            f"name = auto: the resolver does not know this host's name {short}: {problem}",
+            "set name in [host] to the FQDN that the Management Server connects to",
+        ) from problem
+    fqdn = request.check_fqdn(next((answer[3] for answer in answers if answer[3]), short), "name = auto")
+    if installed and installed.issuer != installed.subject and fqdn not in installed.names:
+        raise ConfigError(
+            f"name = auto gives {fqdn}, but the agent's certificate names {', '.join(installed.names) or 'nothing'}",
+            "set name in [host] to the one that the Management Server connects to",
+        )
+    return fqdn
+
+
+def share_of(identity: str) -> int:
+    """Return this host's place in a spread: evenly distributed over hosts, always the same for one."""
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4], "big")
+
+
+def ordered(cas: Tuple[CA, ...], share: int) -> Tuple[CA, ...]:
+    """Return the CAs in the order in which a host asks them: each host begins at a place of its own."""
+    start = share % len(cas)
+    return cas[start:] + cas[:start]
+
+
+def trust(root: Root, ca: CA) -> Tuple[Tuple[bytes, ...], Tuple[bytes, ...]]:
+    """Read a CA's issuer-trust: anchors and intermediates, DER. Raises ConfigError where it can't be used."""
+    hint = f"put the root certificate of {ca.server}'s PKI there, as PEM"
+    try:
+        anchors, intermediates = verify.split_trust(root.read(ca.issuer_trust, MAX_TRUST_BYTES, trusted=True))
+    except FileNotFoundError:
+        raise ConfigError(f"issuer-trust {ca.issuer_trust} is missing", hint) from None
+    if not anchors:
+        raise ConfigError(f"issuer-trust {ca.issuer_trust} holds no self-signed certificate", hint)
+    return anchors, intermediates
+
+
+def rules_of(ca: CA, config: Config) -> verify.Rules:
+    """Return what a certificate of this CA must hold beyond names and key."""
+    return verify.Rules(ca.require_cn, ca.require_revocation, config.agent.minimum_key)
+
+
+def judge(
+    root: Root, agent: Agent, config: Config, ca: CA, spec: RequestSpec, spki: str, der: bytes, pool: Tuple[bytes, ...],
+    now: int,
+) -> Tuple[verify.Mismatch, ...]:
+    """Judge one certificate wholly: what it says, and OpenSSL's path to the CA's configured roots."""
+    found = verify.judge(der, spec, spki, rules_of(ca, config), now)
+    if found:
+        return found
+    anchors, intermediates = trust(root, ca)
+    chain = verify.chain(der, (*pool, *intermediates))
+    problem = service.rehearse(root, agent.key, b"".join(map(verify.pem, (der, *chain))), anchors, spec.fqdn)
+    hint = "see that issuer-trust holds the CA's root, and its intermediates where the CA does not send them"
+    return (verify.Mismatch("path", problem, hint),) if problem else ()
+
+
+def readable_by(agent: Agent, root: Root) -> str:
+    """Return the first folder on the way to the certificate that the agent's account can't enter, "" if there is none."""
+    if agent.account == "root" or os.geteuid() != 0 or root.path != "/":
+        return ""
+    try:
+        account = pwd.getpwnam(agent.account)
+    except KeyError:
+        return ""
+    folder = ""
+    for part in ["", *root.resolve(agent.certificate.rpartition("/")[0]).path.strip("/").split("/")]:
+        folder = f"{folder}/{part}".replace("//", "/")
+        entry = root.resolve(folder)
+        groups = os.getgrouplist(account.pw_name, account.pw_gid)
+        bit = 0o100 if entry.uid == account.pw_uid else 0o010 if entry.gid in groups else 0o001
+        if not entry.mode & bit:
+            return folder
+    return ""
+
+
+def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int) -> View:
+    """Look once. `pool`: intermediates learnt from the CA in this run.
+
+    Raises ConfigError and HostError; an agent that isn't there or isn't ready is a fact, not an error.
+    """
+    share = 0
+    try:
+        agent = agents.find(root, config.agent.layout, config.agent.port)
+        pair = agents.read_pair(root, agent)
+        spki = request.spki_of(request.load_key(pair.key)) if pair.key is not None else ""
+    except AgentNotReady as problem:
+        return View(Observed(blocked=problem.message, blocked_hint=problem.hint), _policy(config, share), None)
+    certificates = verify.read(pair.certificate or b"")
+    installed = verify.facts(certificates[0]) if certificates else None
+    fqdn = host_fqdn(root, config, store.journal.latch, installed)
+    spec = RequestSpec(fqdn, config.host.alternative_names)
+    share = share_of(fqdn)
+    by_server = {ca.server: ca for ca in config.cas}
+
+    def judged(der: bytes, more: Tuple[bytes, ...], server: str) -> Tuple[verify.Mismatch, ...]:
+        authorities = (by_server[server],) if server in by_server else config.cas
+        found: List[Tuple[verify.Mismatch, ...]] = [
+            judge(root, agent, config, ca, spec, spki, der, (*more, *pool), now) for ca in authorities
+        ]
+        return min(found, key=len)
+
+    held: Dict[str, Held] = {}
+    for generation in store.generations():
+        der = verify.read(generation.certificate)[0]
+        facts = verify.facts(der)
+        if facts.spki == spki:
+            wrong = judged(der, verify.read(generation.chain), generation.origin.ca)
+            held[facts.leaf] = Held(
+                generation.id, facts.leaf, facts.not_before, facts.not_after, generation.origin.first,
+                tuple(f"{m.what}: {m.detail}" for m in wrong),
+            )
+    adoptable, wrong = None, ()
+    if installed and installed.leaf not in held:
+        wrong = judged(certificates[0], certificates[1:], "")
+        if not wrong:
+            chain = verify.chain(certificates[0], (*certificates[1:], *pool))
+            origin = j.Origin(obtained=now, first=True, how="adopted")
+            pem = b"".join(map(verify.pem, chain))
+            adoptable = Generation(installed.leaf[:16], verify.pem(certificates[0]), pem, origin)
+    answer = service.probe(agent.port) if root.live else service.Served(listening=False)
+    changed_ns = max(entry.ctime_ns for entry in (pair.name, pair.target, pair.key_target))
+    ours = not root.live or signature(pair) == store.journal.seen
+    packager = agents.packager(root) if root.live else ""
+    seen = Observed(
+        busy=f"{packager} is changing packages" if packager else "",
+        changed_at=0 if ours else changed_ns // 10**9,
+        key=spki,
+        certificate=installed.leaf if installed else "",
+        held=tuple(held.values()),
+        stranger=Held(adoptable.id, installed.leaf, installed.not_before, installed.not_after, first=True)
+        if adoptable and installed else None,
+        live=root.live,
+        listening=answer.listening,
+        served=answer.leaf,
+        process=agents.process(root, agent),
+        inputs=_inputs(config, spec, spki),
+        share=share,
+    )
+    notes = _notes(root, store, config, certificates, spec)
+    return View(seen, _policy(config, share), Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes))
+
+
+def _policy(config: Config, share: int) -> Policy:
+    renewal = config.renewal
+    return Policy(
+        cas=tuple(ca.server for ca in ordered(config.cas, share)),
+        at=renewal.at,
+        spread=renewal.spread,
+        certificates_per_day=renewal.certificates_per_day,
+        submissions_per_day=renewal.submissions_per_day,
+        pending_s=renewal.pending_days * DAY_S,
+        settle_s=config.agent.settle_s,
+    )
+
+
+def _inputs(config: Config, spec: RequestSpec, spki: str) -> str:
+    """Hash what a request is made from: other inputs may have another outcome."""
+    text = json.dumps([asdict(spec), spki, [asdict(ca) for ca in config.cas], config.agent.minimum_key], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _notes(
+    root: Root, store: Store, config: Config, certificates: Tuple[bytes, ...], spec: RequestSpec
+) -> Tuple[str, ...]:
+    notes = list(verify.warnings(certificates[0], spec, rules_of(config.cas[0], config))) if certificates else []
+    latch = store.journal.latch
+    if config.host.name == "auto" and latch and root.live and latch.host != socket.gethostname():
+        notes.append(
+            f"this host was renamed from {latch.host} to {socket.gethostname()}; its certificate goes on naming {latch.fqdn}; "
+            "to change that, set name in [host]"
+        )
+    return tuple(notes)
+
+
+def account_can_read(agent: Agent, root: Root) -> None:
+    """Raise HostError where the agent's account can't reach its certificate."""
+    folder = readable_by(agent, root)
+    if folder:
+        raise HostError(f"the agent's account {agent.account} can't enter {folder}", f"chmod a+x {folder}")
+

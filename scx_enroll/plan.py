@@ -1,0 +1,372 @@
+"""Decides the next step from what was observed: pure, so that every decision can be tested and simulated.
+
+The first row that matches in LOCAL, else in CA, is the step. LOCAL serves the best valid certificate that is held,
+whatever the certification authority is doing; CA sees to it that a fresh one is held. Every step says why, and *until*
+when it would not change by itself. Times are whole seconds since the epoch, handed in.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Callable, Optional, Tuple, Union
+
+from scx_enroll.journal import (
+    DAY_S,
+    HOUR_S,
+    RESTARTS_PER_DAY,
+    RESTARTS_PER_HOUR,
+    Backoff,
+    Budget,
+    Journal,
+    Skip,
+    free_at,
+)
+
+MAX_SETTLE_S = 30 * 60  # files that never rest are not waited for any longer
+COOL_DOWN_S = 15 * 60  # after a POST whose fate is doubtful
+DOUBT_S = DAY_S  # then a fresh request is made
+MAX_POSTS_PER_CSR = 2
+FIRST_SPREAD = Fraction(1, 3)  # of the first renewal after a roll-out, which is when a whole fleet enrolled at once
+SHARES = 1 << 32  # a host's share of the spread is share / SHARES
+BACKOFF_S = {"soon": (5 * 60, 2 * HOUR_S), "later": (HOUR_S, DAY_S)}  # first and longest wait; each failure doubles it
+PATIENT_STATUSES = (4, 5, 7, 11)  # what a run that only waits ends with
+LAST_PART = 0.1  # of a certificate's lifetime: waiting needs a person then
+POLL_S = (60, 4 * HOUR_S)  # a pending request is polled after a quarter of its age, within these
+
+
+@dataclass(frozen=True)
+class Held:
+    """A certificate that this host holds for the agent's present key, and what is wrong with it."""
+
+    id: str
+    leaf: str  # SHA-256
+    not_before: int
+    not_after: int
+    first: bool = False
+    mismatches: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one look at the host found."""
+
+    blocked: str = ""  # why the agent can't be worked on
+    blocked_hint: str = ""
+    busy: str = ""  # who changes packages now
+    changed_at: int = 0  # when somebody else changed the agent's files last, 0 for never
+    key: str = ""  # SHA-256 of the public key, "" where there is none
+    certificate: str = ""  # SHA-256 of the leaf at the name the agent reads
+    held: Tuple[Held, ...] = ()
+    stranger: Optional[Held] = None  # the leaf at that name, where it is valid and no generation
+    live: bool = True  # the agent of this root runs here
+    listening: bool = False
+    served: str = ""  # SHA-256 of the leaf
+    process: str = "running"  # "running" | "stopped" on purpose | "died"
+    inputs: str = ""  # hash of what a request is made from
+    share: int = 0  # this host's place in the spread, 0 .. SHARES - 1
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the configuration asks for."""
+
+    cas: Tuple[str, ...]  # servers, in the order in which this host asks them
+    at: Fraction = Fraction(2, 3)
+    spread: Fraction = Fraction(1, 10)
+    certificates_per_day: int = 3
+    submissions_per_day: int = 24
+    pending_s: int = 30 * DAY_S
+    settle_s: int = 120
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the operator asked for on the command line."""
+
+    now: bool = False  # wait for no poll interval and no back-off
+    renew: bool = False  # a new certificate at once
+    hasty: bool = False  # wait for no quiet files
+    tried: Tuple[str, ...] = ()  # CAs that failed since: their back-offs count again
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do next, why, and until when nothing else would be decided without a change from outside."""
+
+    row: str
+    action: str
+    reason: str
+    until: Optional[int] = None
+    status: int = 0  # exit status of a run that ends with this step
+    hint: str = ""
+    generation: str = ""
+    ca: str = ""
+
+
+@dataclass(frozen=True)
+class _Case:
+    seen: Observed
+    policy: Policy
+    journal: Journal
+    budget: Budget
+    now: int
+    wish: Wish
+
+    @property
+    def valid(self) -> Tuple[Held, ...]:
+        """Newest issue first; among equals the one that lasts longest."""
+        fit = [held for held in self.seen.held if not held.mismatches]
+        return tuple(sorted(fit, key=lambda held: (held.not_before, held.not_after, held.id), reverse=True))
+
+    def skip(self, held: Held) -> Optional[Skip]:
+        """Why this certificate is not installed now; `--now` ends it."""
+        for skip in self.journal.skipped:
+            if skip.generation == held.id and self._waits(skip) and not self.wish.now:
+                return skip
+        return None
+
+    def _waits(self, failure: Union[Backoff, Skip]) -> bool:
+        until = until_of(failure)
+        return failure.inputs == self.seen.inputs and (until is None or until > self.now)
+
+    @property
+    def best(self) -> Optional[Held]:
+        return next((held for held in self.valid if not self.skip(held)), None)
+
+    def backoff(self, ca: str) -> Optional[Backoff]:
+        """Why this CA is not asked now; `--now` ends a wait, `--renew` also what only other inputs would end."""
+        for backoff in self.journal.backoffs:
+            wished = self.wish.renew or (self.wish.now and backoff.retry != "changed")
+            since = backoff.ca in self.wish.tried or (not backoff.ca and self.wish.tried)
+            if backoff.ca in (ca, "") and self._waits(backoff) and (since or not wished):
+                return backoff
+        return None
+
+    def due(self, held: Held) -> int:
+        """When renewal of this certificate is due."""
+        return due(held, self.policy, self.seen.share)
+
+
+def due(held: Held, policy: Policy, share: int) -> int:
+    """Return when renewal is due: by the certificate's real lifetime, each host at its own share of the spread."""
+    spread = max(policy.spread, FIRST_SPREAD) if held.first else policy.spread
+    part = max(policy.at - spread * Fraction(share, SHARES), Fraction(0))
+    return held.not_before + int((held.not_after - held.not_before) * part)
+
+
+def needs_a_person(status: int, valid: Tuple[Held, ...], now: int) -> bool:
+    """Say whether an unattended run that ends with `status` should fail: waiting is no failure while time remains."""
+    if status not in PATIENT_STATUSES:
+        return status != 0
+    lifetimes = [(held.not_after - now) / max(held.not_after - held.not_before, 1) for held in valid]
+    return bool(lifetimes) and max(lifetimes) < LAST_PART
+
+
+def until_of(failure: Union[Backoff, Skip]) -> Optional[int]:
+    """Return when a failure is forgotten by itself, None for never."""
+    if failure.retry not in BACKOFF_S:
+        return None
+    first, longest = BACKOFF_S[failure.retry]
+    return failure.at + int(min(first * 2 ** min(max(failure.failures - 1, 0), 30), longest))
+
+
+def poll_after(age_s: int) -> int:
+    """Return how long to wait before a pending request of that age is polled again."""
+    return min(max(age_s // 4, POLL_S[0]), POLL_S[1])
+
+
+# -- local: serve the best valid certificate that is held -----------------------------------------------------------
+
+
+def interrupted(journal: Journal) -> Optional[Step]:
+    """L1; needs no configuration and no observation."""
+    state = journal.installation.state
+    if state == "settled":
+        return None
+    return Step("L1", "recover", f"an earlier run was interrupted in state {state}")
+
+
+def _interrupted(case: _Case) -> Optional[Step]:
+    return interrupted(case.journal)
+
+
+def _agent_missing(case: _Case) -> Optional[Step]:
+    if not case.seen.blocked:
+        return None
+    return Step("L2", "wait", case.seen.blocked, status=4, hint=case.seen.blocked_hint)
+
+
+def _others_at_work(case: _Case) -> Optional[Step]:
+    seen = case.seen
+    if seen.busy:
+        return Step("L3", "wait", seen.busy, status=4, hint="run again when the package manager has finished")
+    quiet_at = seen.changed_at + min(case.policy.settle_s, MAX_SETTLE_S)
+    if case.wish.hasty or not seen.changed_at or not seen.changed_at <= case.now < quiet_at:
+        return None
+    reason = f"the agent's files changed {case.now - seen.changed_at} s ago and must be quiet for {case.policy.settle_s} s"
+    return Step("L3", "wait", reason, until=quiet_at, status=4, hint="run again then, or now with --now")
+
+
+def _held_by_operator(case: _Case) -> Optional[Step]:
+    if not case.journal.hold:
+        return None
+    return Step("L4", "hold", f"held: {case.journal.hold}", hint="scx-enroll release")
+
+
+def _no_key(case: _Case) -> Optional[Step]:
+    return None if case.seen.key else Step("L5", "make_key", "the agent has no key")
+
+
+def _adoptable(case: _Case) -> Optional[Step]:
+    if not case.seen.stranger:
+        return None
+    return Step("L7", "adopt", "a valid certificate is installed that is not in our records")
+
+
+def _not_installed(case: _Case) -> Optional[Step]:
+    best, seen = case.best, case.seen
+    if best is None or seen.certificate == best.leaf:
+        return None
+    if seen.live and seen.process != "stopped":
+        return _within_restarts(case, Step("L7", "install", f"generation {best.id} is not installed", generation=best.id), 2)
+    return Step("L7", "install", f"generation {best.id} is not installed", generation=best.id)
+
+
+def _not_served(case: _Case) -> Optional[Step]:
+    best, seen = case.best, case.seen
+    if best is None or not seen.live or not seen.listening or seen.served == best.leaf:
+        return None
+    reason = f"the agent serves {seen.served[:16] or 'no TLS'} instead of {best.id}"
+    return _within_restarts(case, Step("L8", "restart", reason, generation=best.id), 1)
+
+
+def _not_listening(case: _Case) -> Optional[Step]:
+    best, seen = case.best, case.seen
+    if best is None or not seen.live or seen.listening or seen.process == "stopped":
+        return None
+    return _within_restarts(case, Step("L9", "restart", "nothing listens on the agent's port", generation=best.id), 1)
+
+
+def _within_restarts(case: _Case, step: Step, needed: int) -> Step:
+    until = case.budget.restarts_until(needed)
+    if until <= case.now:
+        return step
+    reason = f"{step.reason}, but the restart budget is spent ({RESTARTS_PER_HOUR} an hour, {RESTARTS_PER_DAY} a day)"
+    return Step(step.row, "wait", reason, until=until, status=4, hint="find out who changes or stops the agent")
+
+
+# -- the certification authority: hold a fresh certificate for what is wanted ---------------------------------------
+
+
+def _pending(case: _Case) -> Optional[Step]:
+    request = case.journal.request
+    if request.state != "submitted":
+        return None
+    what = f"request ID {request.id} at {request.ca}"
+    if request.ca not in case.policy.cas:
+        return Step("C1", "abandon", f"{what} is abandoned: that CA is not configured any more")
+    if request.spki != case.seen.key:
+        return Step("C1", "abandon", f"{what} is abandoned: the agent has another key now")
+    if case.now >= request.since + case.policy.pending_s:
+        return Step("C1", "abandon", f"{what} is abandoned: not issued within {case.policy.pending_s // DAY_S} days")
+    if case.wish.now or case.now >= request.next:
+        return Step("C1", "poll", f"{what} is asked for")
+    if request.pending:
+        hint = f"the operator of {request.ca} must issue or deny request ID {request.id}; then: scx-enroll run --now"
+        return Step("C1", "wait", f"{what} is pending", until=request.next, status=7, hint=hint)
+    hint = "it is asked for again by itself, or now with: scx-enroll run --now"
+    return Step("C1", "wait", f"{what} was not fetched: {request.why}", until=request.next, status=5, hint=hint)
+
+
+def _doubtful(case: _Case) -> Optional[Step]:
+    request = case.journal.request
+    if request.state == "submitting":
+        return Step("C2", "lost", "an earlier run was killed while it submitted a request")
+    if request.state != "doubtful":
+        return None
+    if request.ca not in case.policy.cas or request.spki != case.seen.key:
+        return Step("C2", "abandon", "the doubtful request is abandoned: its CA or its key is not ours any more")
+    ends = request.since + DOUBT_S
+    if case.now >= ends:
+        return Step("C2", "abandon", "the doubtful request is abandoned after a day")
+    again = request.next if request.tries < MAX_POSTS_PER_CSR else ends
+    if case.now < again:
+        reason = f"it is doubtful whether {request.ca} stored a request: {request.why}"
+        hint = f"look for this host's request on {request.ca}; the next attempt follows by itself"
+        return Step("C2", "wait", reason, until=again, status=5, hint=hint)
+    over = _over_budget(case, "C2")
+    return over or Step("C2", "repeat", "the same CSR is submitted once more", ca=request.ca)
+
+
+def _refused(case: _Case) -> Optional[Step]:
+    for backoff in case.journal.backoffs:
+        if backoff.status == 8 and case.backoff(backoff.ca) == backoff:
+            return Step("C3", "wait", backoff.message, status=8, hint=backoff.hint)
+    return None
+
+
+def _needed(case: _Case) -> Optional[Step]:
+    newest = case.valid[0] if case.valid else None
+    if newest is None:
+        reason = "no valid certificate is held"
+    elif case.wish.renew:
+        reason = "a new certificate was asked for"
+    elif case.now >= case.due(newest):
+        reason = f"renewal of generation {newest.id} is due"
+    else:
+        return None
+    over = _over_budget(case, "C4")
+    if over:
+        return over
+    waits = []
+    for ca in case.policy.cas:
+        backoff = case.backoff(ca)
+        if backoff is None:
+            return Step("C4", "submit", reason, ca=ca)
+        waits.append(backoff)
+    untils = [until for until in map(until_of, waits) if until is not None]
+    first = waits[0]
+    return Step("C4", "wait", first.message, until=min(untils, default=None), status=first.status, hint=first.hint)
+
+
+def _over_budget(case: _Case, row: str) -> Optional[Step]:
+    policy, sent = case.policy, case.budget.submissions
+    until = max(
+        free_at((s.at for s in sent if s.counts), policy.certificates_per_day - 1, DAY_S),
+        free_at((s.at for s in sent), policy.submissions_per_day - 1, DAY_S),
+    )
+    if until <= case.now:
+        return None
+    last = next((b for b in case.journal.backoffs if b.inputs == case.seen.inputs), None)
+    reason = (
+        f"the submission budget is spent ({policy.certificates_per_day} certificates and "
+        f"{policy.submissions_per_day} submissions a day)" + (f"; the last failure: {last.message}" if last else "")
+    )
+    return Step(row, "wait", reason, until=until, status=last.status if last else 6, hint="mend the cause meanwhile")
+
+
+def _nothing(case: _Case) -> Step:
+    newest = case.valid[0]
+    skip = case.skip(newest)
+    if skip:
+        hint = "mend the cause, then: scx-enroll run --now"
+        return Step("C5", "wait", skip.message, until=until_of(skip), status=skip.status, hint=hint, generation=newest.id)
+    return Step(
+        "C5", "nothing", f"generation {newest.id} is valid and in service"
+        if case.seen.served == newest.leaf else f"generation {newest.id} is valid and installed, not proven",
+        until=case.due(newest), generation=newest.id,
+    )
+
+
+Row = Callable[[_Case], Optional[Step]]
+
+LOCAL: Tuple[Row, ...] = (
+    _interrupted, _agent_missing, _others_at_work, _held_by_operator, _no_key, _adoptable, _not_installed, _not_served,
+    _not_listening,
+)
+CA: Tuple[Row, ...] = (_pending, _doubtful, _refused, _needed, _nothing)
+
+
+def decide(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: int, wish: Wish = Wish()) -> Step:
+    """Return the next step: the first row that matches in LOCAL, else in CA."""
+    case = _Case(seen, policy, journal, budget.current(now), now, wish)
+    return next(step for step in (row(case) for row in (*LOCAL, *CA)) if step)

@@ -1,0 +1,178 @@
+"""What the operator sees: one document of plain facts, shown as JSON or as text, and the last lines of a failure.
+
+docs/status.md lists the document's keys. Everything is returned as text; nothing is printed here.
+"""
+
+import json
+import time
+from typing import Any, Dict, List, Mapping, Optional
+
+from scx_enroll import plan, verify
+from scx_enroll.enroll import Result
+from scx_enroll.errors import EnrollError
+from scx_enroll.plan import Step
+
+VERSION = 1
+ACTED = {
+    "recover": "finished or undid what an interrupted run began",
+    "make_key": "let the agent's own tool make a key",
+    "adopt": "adopted the certificate that is installed",
+    "install": "installed generation {generation}",
+    "restart": "restarted the agent",
+    "submit": "asked {ca} for a certificate",
+    "repeat": "asked {ca} again, with the same CSR",
+    "poll": "asked the CA what became of the request",
+    "abandon": "gave the request up",
+    "lost": "noted that the fate of a request is doubtful",
+}
+
+
+def acted(step: Step) -> str:
+    """Return the log line of an act that was carried out."""
+    return f"{ACTED[step.action].format(generation=step.generation, ca=step.ca)}: {step.reason}"
+
+
+def failure(error: EnrollError) -> str:
+    """Return the last lines of a failure: the cause and the next step."""
+    lines = [f"scx-enroll: error: {error.message}"]
+    if error.hint:
+        lines.append(f"scx-enroll: hint: {error.hint}")
+    return "\n".join(lines) + "\n"
+
+
+def error_document(error: EnrollError) -> Dict[str, Any]:
+    """Return the document of a run that failed."""
+    return {"version": VERSION, "exit_status": error.exit_status, "error": error.message, "hint": error.hint}
+
+
+def document(result: Result, now: int) -> Dict[str, Any]:
+    """Return the facts of a run or a look; no secrets, since anyone may read them."""
+    step, view, journal = result.step, result.view, result.journal
+    found, seen, request = view.found, view.seen, journal.request
+    held = {held.leaf: held for held in seen.held}
+    budget = result.budget.current(now)
+    newest = max((h for h in seen.held if not h.mismatches), key=lambda h: h.not_before, default=None)
+    return {
+        "version": VERSION,
+        "time": now,
+        "exit_status": result.status,
+        "row": step.row,
+        "action": step.action,
+        "reason": step.reason if step.status or not result.failure else result.failure.message,
+        "hint": step.hint if step.status or not result.failure else result.failure.hint,
+        "until": step.until,
+        "acts": [{"row": act.row, "action": act.action, "reason": act.reason} for act in result.acts],
+        "name": found.spec.fqdn if found else None,
+        "agent": {
+            "layout": found.agent.layout,
+            "certificate": found.agent.certificate,
+            "key": found.agent.key,
+            "port": found.agent.port,
+            "account": found.agent.account,
+            "process": seen.process,
+        } if found else None,
+        "installed": _certificate(found.installed) if found and found.installed else None,
+        "generation": held[seen.certificate].id if seen.certificate in held else None,
+        "proven": bool(seen.certificate) and seen.served == seen.certificate,
+        "served": seen.served or None,
+        "listening": seen.listening,
+        "renewal_due": plan.due(newest, view.policy, seen.share) if newest else None,
+        "request": {
+            "state": request.state, "ca": request.ca, "id": request.id, "since": request.since, "next": request.next,
+        } if request.state != "none" else None,
+        "waiting_for": [
+            {"ca": b.ca or None, "message": b.message, "until": plan.until_of(b)} for b in journal.backoffs
+        ],
+        "hold": journal.hold or None,
+        "budget": {
+            "certificates": sum(s.counts for s in budget.submissions),
+            "submissions": len(budget.submissions),
+            "restarts": len(budget.restarts),
+        },
+        "generations": [g.id for g in result.generations],
+        "notes": list(found.notes) if found else [],
+    }
+
+
+def _certificate(facts: verify.Facts) -> Dict[str, Any]:
+    return {
+        "subject": facts.subject,
+        "issuer": facts.issuer,
+        "names": list(facts.names),
+        "serial": facts.serial,
+        "not_before": facts.not_before,
+        "not_after": facts.not_after,
+        "sha256": facts.leaf,
+        "key": facts.key,
+    }
+
+
+def as_json(facts: Mapping[str, Any]) -> str:
+    """Return a document as JSON."""
+    return json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def when(at: Optional[int]) -> str:
+    """Return a time as an operator reads it."""
+    return "never" if at is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+
+
+def as_status(facts: Mapping[str, Any]) -> str:
+    """Return a document as `status` shows it."""
+    rows: List[List[str]] = [["host name", facts["name"] or "unknown"]]
+    agent, installed, request = facts["agent"], facts["installed"], facts["request"]
+    if agent:
+        rows.append(["agent", f"{agent['layout']}, {agent['certificate']}, port {agent['port']}, {agent['process']}"])
+    if installed:
+        rows += [
+            ["installed", installed["sha256"]],
+            ["  subject", installed["subject"]],
+            ["  issuer", installed["issuer"]],
+            ["  names", ", ".join(installed["names"])],
+            ["  valid", f"{when(installed['not_before'])} to {when(installed['not_after'])}"],
+            ["  key", installed["key"]],
+            ["  generation", facts["generation"] or "not one of ours"],
+        ]
+    if facts["listening"]:
+        served = "the certificate installed" if facts["proven"] else facts["served"] or "no TLS"
+    else:
+        served = "nothing listens, or this root's agent does not run here"
+    rows.append(["served", served])
+    if facts["renewal_due"]:
+        rows.append(["renewal due", when(facts["renewal_due"])])
+    if request:
+        known = f"ID {request['id']}" if request["id"] is not None else "no ID known"
+        rows.append(["request", f"{request['state']}, {known}, at {request['ca']}, since {when(request['since'])}"])
+    rows += [["waiting", f"{w['ca'] or 'any CA'}: {w['message']}; until {when(w['until'])}"] for w in facts["waiting_for"]]
+    if facts["hold"]:
+        rows.append(["hold", facts["hold"]])
+    budget = facts["budget"]
+    spent = f"{budget['submissions']} submissions, of which {budget['certificates']} issued a certificate or may have"
+    rows.append(["last 24 hours", f"{spent}; {budget['restarts']} restarts"])
+    rows += [["note", note] for note in facts["notes"]]
+    rows.append(["next", f"{facts['row']} {facts['action']}: {facts['reason']}"])
+    if facts["until"]:
+        rows.append(["  not before", when(facts["until"])])
+    return "".join(f"{name + ':':16}{value}\n" for name, value in rows) + f"as of {when(facts['time'])}\n"
+
+
+def as_end(facts: Mapping[str, Any], *, failed: bool) -> str:
+    """Return the last lines of a run that was not stopped by an error: what is in service, or what it waits for."""
+    lines = [f"scx-enroll: note: {note}" for note in facts["notes"]]
+    if facts["exit_status"]:
+        waits = facts["until"] and not failed
+        lines.append(f"scx-enroll: {'waiting' if waits else 'error'}: {facts['reason']}")
+        if facts["until"]:
+            lines.append(f"scx-enroll: next attempt not before {when(facts['until'])}")
+        if facts["hint"]:
+            lines.append(f"scx-enroll: hint: {facts['hint']}")
+        return "\n".join(lines) + "\n"
+    end = facts["reason"] if facts["acts"] or facts["action"] != "nothing" else f"nothing to do: {facts['reason']}"
+    lines.append(f"scx-enroll: {end}")
+    installed = facts["installed"]
+    if facts["acts"] and installed:
+        lines.append(f"scx-enroll: {installed['subject']}, issued by {installed['issuer']}, "
+                     f"until {when(installed['not_after'])}, SHA-256 {installed['sha256']}")
+    if facts["action"] == "nothing" and facts["renewal_due"]:
+        lines.append(f"scx-enroll: renewal is due at {when(facts['renewal_due'])}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,143 @@
+"""The certificate this host wants, and the request for it: built here, and what `verify` judges by."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Mapping, Tuple, Union
+
+from scx_enroll.errors import AgentNotReady, ConfigError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    PrivateKey = Union[rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey]
+
+MAX_CN = 64  # characters: ub-common-name, RFC 5280 appendix A.1
+MAX_DNS_NAME = 253  # characters: 255 octets in the wire format, RFC 1035 section 2.3.4
+MAX_LABEL = 63  # characters, RFC 1035 section 2.3.4
+SHORT_NAME = "{hostname}"
+
+# Curves that AD CS and the agent both know, with the hash that fits their strength (FIPS 186-5, section 6.1.1).
+CURVES: Mapping[str, str] = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", re.ASCII)
+_KEY = re.compile(rb"-----BEGIN ([A-Z ]*)PRIVATE KEY-----.*?-----END \1PRIVATE KEY-----", re.DOTALL)
+_PLACEHOLDERS = ("example.com", "example.net", "example.org", "localdomain")  # RFC 2606 section 3, and hosts(5)'s
+
+
+@dataclass(frozen=True)
+class RequestSpec:
+    """What the certificate must name: the FQDN as CN and in the SAN, the alternative names in the SAN."""
+
+    fqdn: str
+    alternative_names: Tuple[str, ...] = ()
+
+    @property
+    def dns_names(self) -> Tuple[str, ...]:
+        """The names of the SAN, the FQDN first, without repeats."""
+        return tuple(dict.fromkeys((self.fqdn, *self.alternative_names)))
+
+
+def check_dns_name(name: str, where: str) -> str:
+    """Return `name` in lower case if it may stand in a SAN (short names may); `where` it was found goes into messages.
+
+    Raises ConfigError for what is no host name (RFC 1123 section 2.1), or no name of one particular host.
+    """
+    folded = name.lower()
+    labels = folded.split(".")
+    if ":" in folded or labels[-1].isdigit():
+        why = "is an address, not a name"
+    elif folded.endswith("."):
+        why = "ends in a dot"
+    elif "*" in folded:
+        why = "is a wildcard"
+    elif len(folded) > MAX_DNS_NAME or any(len(label) > MAX_LABEL or not _LABEL.fullmatch(label) for label in labels):
+        why = f"is not a host name: labels are up to {MAX_LABEL} letters, digits and inner hyphens"
+    elif labels[0] == "localhost" or any(f".{folded}".endswith(f".{known}") for known in _PLACEHOLDERS):
+        why = "is a placeholder"
+    else:
+        return folded
+    raise ConfigError(f"{where}: {name!r} {why}", "give the name that the Management Server connects to")
+
+
+def check_fqdn(name: str, where: str) -> str:
+    """Return `name` in lower case if it can be a certificate's CN and name this host everywhere; ConfigError if not."""
+    folded = check_dns_name(name, where)
+    if "." not in folded:
+        raise ConfigError(f"{where}: {name!r} is a short name", "give the FQDN that the Management Server connects to")
+    if len(folded) > MAX_CN:
+        hint = "choose a shorter name, and let the Management Server connect to that"
+        raise ConfigError(f"{where}: {name!r} is longer than the {MAX_CN} characters of a CN", hint)
+    return folded
+
+
+def expand(configured: str, short: str) -> str:
+    """Return the FQDN that `configured` means on the host called `short`; ConfigError as `check_fqdn`."""
+    return check_fqdn(configured.replace(SHORT_NAME, short.partition(".")[0]), "name")
+
+
+def load_key(pem: bytes) -> PrivateKey:
+    """Return the first private key of a PEM file, as the agent reads it. Raises AgentNotReady with the reason."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    found = _KEY.search(pem)
+    if not found:
+        raise AgentNotReady("the agent's key file holds no PEM private key", "make a new key: scxsslconfig -f")
+    if found[1] == b"ENCRYPTED " or b"Proc-Type: 4,ENCRYPTED" in found[0]:
+        raise AgentNotReady("the agent's key is encrypted, which the agent can't read", "make a new key: scxsslconfig -f")
+    try:
+        key: Any = load_pem_private_key(found[0] + b"\n", password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as problem:
+        raise AgentNotReady("the agent's key can't be read", "make a new key: scxsslconfig -f") from problem
+    if isinstance(key, rsa.RSAPrivateKey) or (isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in CURVES):
+        return key
+    raise AgentNotReady("the agent's key is neither RSA nor on a NIST curve", "make a new key: scxsslconfig -f")
+
+
+def spki_of(key_or_certificate: Any) -> str:
+    """Return the SHA-256 of the SubjectPublicKeyInfo of a private key, public key or certificate."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    public = key_or_certificate.public_key() if hasattr(key_or_certificate, "public_key") else key_or_certificate
+    return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def build_csr(spec: RequestSpec, key: PrivateKey) -> bytes:
+    """Return a PKCS#10 request as PEM with LF, signed by `key`: CN, SAN, serverAuth and a critical key usage.
+
+    A template that builds the names from AD ignores these; one that takes them from the request needs them all here,
+    since the `SAN:` attribute is never sent (facts/adcs.md section 7).
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import Encoding
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    is_rsa = isinstance(key, rsa.RSAPrivateKey)
+    algorithm = hashes.SHA256() if isinstance(key, rsa.RSAPrivateKey) else getattr(hashes, CURVES[key.curve.name])()
+    usage = x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=is_rsa,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    names = [x509.DNSName(name) for name in spec.dns_names]
+    return (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, spec.fqdn)]))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(usage, critical=True)
+        .sign(key, algorithm)
+        .public_bytes(Encoding.PEM)
+    )

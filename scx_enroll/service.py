@@ -1,0 +1,260 @@
+"""TLS and control: rehearses a pair, runs the agent's tools, and looks at what the port really serves.
+
+The agent's tools say "started" and exit 0 when the server died on a bad pair, so their words and statuses are shown to
+a person and never believed. Path validation is OpenSSL's: the rehearsal is a handshake in memory.
+"""
+
+import hashlib
+import os
+import socket
+import ssl
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Callable, Optional, Tuple
+
+from scx_enroll.errors import AgentNotReady, HostError
+from scx_enroll.rootfs import Root
+
+MAX_HANDSHAKE_ROUNDS = 20  # a TLS 1.2 handshake takes 4; a long chain needs no more, since the pipe is memory
+MAX_OUTPUT_BYTES = 4096  # of a control command, shown to a person only
+MAX_STAT_BYTES = 4096  # 52 numbers and a name of 15 bytes
+CONNECT_S = 5.0  # to a port of this host; an agent that is busy answers in milliseconds
+ADDRESSES = ("127.0.0.1", "::1")  # the agent binds the wildcard, dual-stack where it can
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for the agent, in seconds.
+
+    The command may take 60 s and the listener 30 s on a loaded host. A server that is gone for longer than systemd
+    takes to start it again (RestartSec=5s in the agent's unit) is not waited for any longer.
+    """
+
+    command_s: float = 60.0
+    listener_s: float = 30.0
+    gone_s: float = 8.0
+    poll_s: float = 0.1
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a port answers: whether somebody listens, the SHA-256 of the leaf served, or why there is none."""
+
+    listening: bool
+    leaf: str = ""
+    problem: str = ""
+
+
+class _Encrypted(Exception):
+    """The key asks for a passphrase."""
+
+
+def _no_passphrase() -> bytes:
+    raise _Encrypted
+
+
+def _server_context(root: Root, key_path: str, certificates: bytes) -> ssl.SSLContext:
+    """Load a pair as the agent would, the key through an open descriptor. Raises ssl.SSLError where it doesn't fit."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    key = root.open_file(key_path)
+    try:
+        held = os.memfd_create("certificates", os.MFD_CLOEXEC)
+        try:
+            os.write(held, certificates)
+            context.load_cert_chain(f"/proc/self/fd/{held}", f"/proc/self/fd/{key}", _no_passphrase)
+        finally:
+            os.close(held)
+    except _Encrypted:
+        raise AgentNotReady(
+            f"the agent's key {key_path} is encrypted",
+            "the agent can't read it either: store it without a passphrase",
+        ) from None
+    finally:
+        os.close(key)
+    return context
+
+
+def fits(root: Root, key_path: str, leaf: bytes) -> bool:
+    """Say whether OpenSSL takes the key at `key_path` and this leaf (PEM) as a pair, as the agent will at its start."""
+    try:
+        _server_context(root, key_path, leaf)
+    except (ssl.SSLError, FileNotFoundError):
+        return False
+    return True
+
+
+def rehearse(
+    root: Root, key_path: str, certificates: bytes, anchors: Tuple[bytes, ...], fqdn: str
+) -> str:
+    """Do a TLS handshake in memory, as a Management Server will do it with the agent.
+
+    `certificates` is PEM, the leaf first and then the intermediates: the server sends them. `anchors` are DER: the
+    client's store holds them and nothing else (whatever is in a client's store is trusted, an intermediate too), and it
+    checks path, purpose, name and dates. Returns "" or what OpenSSL objects to.
+    """
+    if not anchors:
+        return "issuer-trust holds no self-signed certificate"
+    try:
+        server_context = _server_context(root, key_path, certificates)
+    except ssl.SSLError as problem:
+        return f"OpenSSL refuses the pair: {_reason(problem)}"
+    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_context.minimum_version = ssl.TLSVersion.TLSv1_2
+    client_context.verify_mode = ssl.CERT_REQUIRED
+    client_context.verify_flags = ssl.VerifyFlags.VERIFY_X509_TRUSTED_FIRST
+    client_context.hostname_checks_common_name = True
+    try:
+        client_context.load_verify_locations(cadata=b"".join(anchors))
+        _handshake(server_context, client_context, fqdn)
+    except ssl.SSLCertVerificationError as problem:
+        return f"{problem.verify_message} (OpenSSL verify code {problem.verify_code})"
+    except ssl.SSLError as problem:
+        return f"the rehearsed handshake failed: {_reason(problem)}"
+    return ""
+
+
+def _handshake(server_context: ssl.SSLContext, client_context: ssl.SSLContext, fqdn: str) -> None:
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = server_context.wrap_bio(to_server, to_client, server_side=True)
+    client = client_context.wrap_bio(to_client, to_server, server_hostname=fqdn)
+    for _ in range(MAX_HANDSHAKE_ROUNDS):
+        with suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+            return
+        with suppress(ssl.SSLWantReadError):
+            server.do_handshake()
+    raise ssl.SSLError("it did not end")
+
+
+def _reason(problem: ssl.SSLError) -> str:
+    return str(problem.reason or problem.args[-1])
+
+
+def probe(port: int) -> Served:
+    """Look at what this host's port serves: one handshake, nothing verified, nothing sent.
+
+    Old protocols and ciphers are allowed, because it looks and does not trust. The server never answers close_notify,
+    so the end of `unwrap` is an error that means nothing; without it the agent's log gets one.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with suppress(ssl.SSLError, ValueError):
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        context.set_ciphers("ALL:@SECLEVEL=0")
+    seen = Served(listening=False, problem="nothing listens")
+    for address in ADDRESSES:
+        try:
+            with socket.create_connection((address, port), CONNECT_S) as plain:
+                seen = Served(listening=True, problem="no TLS handshake")
+                with context.wrap_socket(plain) as connection:
+                    der = connection.getpeercert(binary_form=True)
+                    with suppress(OSError, ValueError):
+                        connection.settimeout(0.5)
+                        connection.unwrap()
+                if der:
+                    return Served(listening=True, leaf=hashlib.sha256(der).hexdigest())
+        except OSError as problem:
+            if seen.listening:
+                seen = Served(listening=True, problem=f"no TLS handshake: {problem.strerror or problem}")
+    return seen
+
+
+def await_leaf(
+    port: int, leaf: str, process: Callable[[], str], patience: Patience, waiting: Callable[[str], None]
+) -> Served:
+    """Look until `leaf` (SHA-256) is served, or until waiting makes no sense any more; returns what was seen last.
+
+    `process` tells the state of the agent's process. The end comes early where none ran for `gone_s`.
+    """
+    end = time.monotonic() + patience.listener_s
+    alive_at = time.monotonic()
+    while True:
+        seen = probe(port)
+        now = time.monotonic()
+        if seen.listening or process() == "running":
+            alive_at = now
+        if seen.leaf == leaf or now >= min(end, alive_at + patience.gone_s):
+            return seen
+        waiting(f"waiting for the agent to serve {leaf[:16]} on port {port}")
+        time.sleep(patience.poll_s)
+
+
+def start_time(pid: int) -> int:
+    """Return the start time of a process in clock ticks since boot, 0 if it has ended (proc_pid_stat(5), fields 3 and 22)."""
+    try:
+        fields = Root("/").read(f"/proc/{pid}/stat", MAX_STAT_BYTES).rpartition(b")")[2].split()
+        return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+    except (OSError, HostError, ValueError, IndexError):
+        return 0
+
+
+def await_end(pid: int, started: int, patience: Patience, waiting: Callable[[str], None]) -> None:
+    """Wait until a control command that an earlier run started has ended. Raises AgentNotReady if it does not."""
+    end = time.monotonic() + patience.command_s
+    while pid and started and start_time(pid) == started:
+        if time.monotonic() >= end:
+            raise AgentNotReady(
+                f"the control command of an earlier run still works after {patience.command_s:.0f} s, process {pid}",
+                f"look at what it does (ps -fp {pid}), then run again",
+            )
+        waiting(f"waiting for the control command of an earlier run, process {pid}")
+        time.sleep(patience.poll_s)
+
+
+def control(root: Root, command: Tuple[str, ...], patience: Patience, started: Callable[[int, int], None]) -> str:
+    """Run one of the agent's tools and wait for it, bounded; returns its output, for a person to read.
+
+    `command[0]` is a path beneath the root. `started(pid, start time)` is called while it runs. Its exit status is part
+    of the text only. Output goes to a file in memory, because the agent that it starts inherits it and would keep a
+    pipe open for ever. Raises AgentNotReady where it can't be started or doesn't end.
+    """
+    found = root.resolve(command[0])
+    if found.kind != "file":
+        raise AgentNotReady(
+            f"the agent's control command {command[0]} is missing", "repair the agent's installation (package scx)"
+        )
+    if found.uid not in (0, os.geteuid()) or found.mode & 0o022:
+        raise AgentNotReady(
+            f"the agent's control command {command[0]} may be written by others: mode {found.mode:04o}",
+            f"look at who changed it, then: chown root {command[0]} && chmod 0755 {command[0]}",
+        )
+    output = os.memfd_create("output", os.MFD_CLOEXEC)
+    try:
+        try:
+            child = subprocess.Popen(  # noqa: S603 -- the agent's own tool, its owner and mode checked above
+                [root.host_path(command[0]), *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"},
+                start_new_session=True,
+            )
+        except OSError as problem:
+            raise AgentNotReady(
+                f"the agent's control command {command[0]} can't be started: {problem.strerror}",
+                "repair the agent's installation (package scx)",
+            ) from problem
+        started(child.pid, start_time(child.pid))
+        status = _wait(child, command, patience)
+        said = os.pread(output, MAX_OUTPUT_BYTES, 0).decode("utf-8", "replace")
+    finally:
+        os.close(output)
+    return f"{' '.join(command)}: exit status {status}; {' '.join(said.split())}"
+
+
+def _wait(child: "subprocess.Popen[bytes]", command: Tuple[str, ...], patience: Patience) -> Optional[int]:
+    """Only the command itself is killed when it hangs, not its session: the agent may be in there."""
+    try:
+        return child.wait(patience.command_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+        raise AgentNotReady(
+            f"{' '.join(command)} did not end within {patience.command_s:.0f} s",
+            "look at the agent's processes and log, then run again",
+        ) from None

@@ -1,0 +1,335 @@
+"""The only writer: durable files, the lock, generations, and the swap of the name the agent reads.
+
+docs/state.md lists every file and every change; each change is one method here. A change is durable when its method
+returns, or it did not happen. The agent's folders may be writable by its less privileged account, so names in them are
+never followed.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+
+from scx_enroll import journal as j
+from scx_enroll.durable import TEMPORARY, explained, move, remove_tree, temporary_file, write
+from scx_enroll.errors import Busy, HostError
+from scx_enroll.rootfs import Root
+
+STATE = "/var/lib/scx-enroll"
+STATUS = "/run/scx-enroll/status.json"
+COPY = re.compile(r"scx-enroll-([0-9a-f]{16})-([0-9]{1,9})\.pem")
+MAX_STATE_BYTES = 1 << 20  # a journal is some kB; chains and saved certificates are smaller still
+KEPT_GENERATIONS = 8
+KEPT_ORIGINALS = 8
+KEPT_PAGES = 5
+MIN_FREE_BYTES = 1 << 20  # what one run writes at the most, several times over
+LOCK_POLL_S = 0.2
+
+@dataclass(frozen=True)
+class Generation:
+    """A certificate obtained: its id, PEM of leaf and chain, and where it came from."""
+
+    id: str
+    certificate: bytes
+    chain: bytes
+    origin: j.Origin
+
+
+class Store:
+    """The state of one root, and the changes that may be made to it.
+
+    `journal` and `budget` are as last saved. Nothing is created before `lock` was entered.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.journal = j.Journal()
+        self.budget = j.Budget()
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read journal and budget; absent ones are empty. Raises HostError for what is not understood."""
+        self.journal = self._load(j.Journal, "journal.json")
+        self.budget = self._load(j.Budget, "budget.json")
+
+    def _load(self, kind: "type[j.T]", name: str) -> j.T:
+        path = f"{STATE}/{name}"
+        try:
+            return j.from_json(kind, self.root.read(path, MAX_STATE_BYTES, trusted=True), path)
+        except FileNotFoundError:
+            return kind()
+
+    def generations(self) -> Tuple[Generation, ...]:
+        """Every complete generation, oldest first."""
+        found = []
+        for name in self.root.listdir(f"{STATE}/generations"):
+            if re.fullmatch("[0-9a-f]{16}", name):
+                folder = f"{STATE}/generations/{name}"
+                with suppress(FileNotFoundError):
+                    certificate = self.root.read(f"{folder}/cert.pem", MAX_STATE_BYTES, trusted=True)
+                    chain = self.root.read(f"{folder}/chain.pem", MAX_STATE_BYTES, trusted=True)
+                    meta = self.root.read(f"{folder}/meta.json", MAX_STATE_BYTES, trusted=True)
+                    origin = j.from_json(j.Origin, meta, f"{folder}/meta.json")
+                    found.append(Generation(name, certificate, chain, origin))
+        return tuple(sorted(found, key=lambda g: (g.origin.obtained, g.id)))
+
+    def original(self, name: str) -> bytes:
+        """Return bytes that `save_original` kept."""
+        return self.root.read(f"{STATE}/original/{name}", MAX_STATE_BYTES, trusted=True)
+
+    # -- the lock -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self, wait_s: float, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Hold the lock; load the state. Raises Busy, naming the holder, when it isn't free within `wait_s`.
+
+        The descriptor is not inherited by what is started meanwhile, so an agent can't hold it.
+        """
+        with explained(f"{STATE}/lock"), self._folder("", create=True) as folder:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open("lock", flags, 0o600, dir_fd=folder)
+        try:
+            deadline = time.monotonic() + wait_s
+            while not self._try_lock(fd):
+                holder = os.pread(fd, 200, 0).decode("ascii", "replace").strip() or "unknown"
+                if time.monotonic() >= deadline:
+                    raise Busy(
+                        f"another run holds the lock: {holder}",
+                        "wait for it to end, or give --wait SECONDS to wait here",
+                    )
+                waiting(f"waiting for the lock, held by {holder}")
+                time.sleep(LOCK_POLL_S)
+            with explained(f"{STATE}/lock"):
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"process {os.getpid()}\n".encode(), 0)
+            self._clear_temporaries()
+            self.load()
+            yield
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _try_lock(fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _clear_temporaries(self) -> None:
+        for sub in ("", "generations", "original", "pages"):
+            with explained(STATE), self._folder(sub, create=True) as folder:
+                for name in os.listdir(folder):
+                    if name.startswith(TEMPORARY):
+                        if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode & 0o170000 == 0o040000:
+                            remove_tree(folder, name)
+                        else:
+                            os.unlink(name, dir_fd=folder)
+
+    @contextmanager
+    def _folder(self, sub: str, *, create: bool = False) -> Iterator[int]:
+        """Open a folder of the state directory, made first if asked; it must be ours alone to write."""
+        path = STATE + ("/" + sub if sub else "")
+        if create:
+            self._make_folder(path, 0o700)
+        fd = self.root.open_dir(path)
+        try:
+            found = os.fstat(fd)
+            if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                raise HostError(
+                    f"{path} is not ours alone: owner {found.st_uid}, mode {found.st_mode & 0o7777:04o}",
+                    f"look at who changed it, then: chown {os.geteuid()} {path} && chmod 0700 {path}",
+                )
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _make_folder(self, path: str, mode: int) -> None:
+        """Make a folder durably, its parents too (0755); existing ones are left as they are."""
+        if self.root.resolve(path).kind == "dir":
+            return
+        parent, _, name = path.rpartition("/")
+        self._make_folder(parent or "/", 0o755)
+        above = self.root.open_dir(parent or "/")
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(name, mode, dir_fd=above)
+                os.fsync(above)
+        finally:
+            os.close(above)
+
+    # -- the changes --------------------------------------------------------------------------------------------
+
+    def save_journal(self, journal: j.Journal) -> None:
+        """Replace the journal."""
+        self._save("journal.json", j.to_json(journal))
+        self.journal = journal
+
+    def save_budget(self, budget: j.Budget) -> None:
+        """Replace the budget."""
+        self._save("budget.json", j.to_json(budget))
+        self.budget = budget
+
+    def _save(self, name: str, data: bytes) -> None:
+        with explained(f"{STATE}/{name}"), self._folder("") as folder:
+            write(folder, name, data, 0o600)
+
+    def update(self, **changes: Any) -> None:
+        """Save the journal with some fields changed."""
+        self.save_journal(replace(self.journal, **changes))
+
+    def request(self, event: str, **changes: Any) -> None:
+        """Move the request machine; `none` forgets everything about the request."""
+        state = j.step(j.REQUEST, self.journal.request.state, event)
+        moved = j.Request() if state == "none" else replace(self.journal.request, state=state, **changes)
+        self.update(request=moved)
+
+    def installation(self, event: str, *, also: Optional[Dict[str, Any]] = None, **changes: Any) -> None:
+        """Move the installation machine; `settled` forgets everything about it. `also`: further journal fields."""
+        state = j.step(j.INSTALLATION, self.journal.installation.state, event)
+        moved = j.Installation() if state == "settled" else replace(self.journal.installation, state=state, **changes)
+        self.update(installation=moved, **(also or {}))
+
+    def add_generation(self, generation: Generation) -> None:
+        """Keep a certificate that was obtained; one that is there already stays as it is."""
+        final = f"{STATE}/generations/{generation.id}"
+        with explained(final), self._folder("generations", create=True) as folder:
+            if generation.id in os.listdir(folder):
+                return
+            temporary = TEMPORARY + secrets.token_hex(8)
+            os.mkdir(temporary, 0o700, dir_fd=folder)
+            inner = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                write(inner, "cert.pem", generation.certificate, 0o600)
+                write(inner, "chain.pem", generation.chain, 0o600)
+                write(inner, "meta.json", j.to_json(generation.origin), 0o600)
+            finally:
+                os.close(inner)
+            move(folder, temporary, generation.id)
+
+    def prune(self) -> None:
+        """Remove the oldest generations and saved originals that nothing in the journal refers to."""
+        entry = self.journal
+        places = (entry.installed, entry.before, entry.original, entry.installation.target, entry.installation.previous)
+        kept = {place.generation for place in places if place} | {skip.generation for skip in entry.skipped}
+        with explained(STATE), self._folder("generations", create=True) as folder:
+            for old in self.generations()[:-KEPT_GENERATIONS]:
+                if old.id not in kept:
+                    remove_tree(folder, old.id)
+            os.fsync(folder)
+        self._keep_newest("original", KEPT_ORIGINALS, frozenset(place.saved for place in places if place))
+
+    def _keep_newest(self, sub: str, count: int, kept: "frozenset[str]" = frozenset()) -> None:
+        with explained(f"{STATE}/{sub}"), self._folder(sub, create=True) as folder:
+            names = sorted(os.listdir(folder), key=lambda name: os.stat(name, dir_fd=folder).st_mtime_ns)
+            for name in names[:-count]:
+                if name not in kept:
+                    os.unlink(name, dir_fd=folder)
+            os.fsync(folder)
+
+    def save_original(self, data: bytes, sha256: str) -> str:
+        """Keep bytes that an installation replaces; returns their name in original/."""
+        name = f"{sha256}.pem"
+        with explained(f"{STATE}/original/{name}"), self._folder("original", create=True) as folder:
+            write(folder, name, data, 0o600)
+        return name
+
+    def save_page(self, skeleton: str, now: int) -> str:
+        """Keep the skeleton of a page that was not recognised; returns its path."""
+        name = f"{now}.html"
+        with explained(f"{STATE}/pages/{name}"), self._folder("pages", create=True) as folder:
+            write(folder, name, skeleton.encode("utf-8", "replace"), 0o600)
+        self._keep_newest("pages", KEPT_PAGES)
+        return f"{STATE}/pages/{name}"
+
+    def publish(self, status: Dict[str, Any]) -> None:
+        """Say to anyone on the host what this run found; not durable, since it is made anew at each run."""
+        folder_path, _, name = STATUS.rpartition("/")
+        with explained(STATUS):
+            self._make_folder(folder_path, 0o755)
+            folder = self.root.open_dir(folder_path)
+            try:
+                write(folder, name, (json.dumps(status, indent=1, sort_keys=True) + "\n").encode(), 0o644)
+            finally:
+                os.close(folder)
+
+    # -- the agent's folder -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _beside(self, path: str) -> Iterator[Tuple[int, str]]:
+        folder_path, _, name = path.rpartition("/")
+        with explained(path):
+            folder = self.root.open_dir(folder_path)
+            try:
+                yield folder, name
+            finally:
+                os.close(folder)
+
+    def check_folder(self, path: str) -> None:
+        """See that a file can be made beside `path` and that there is space. Raises HostError."""
+        with self._beside(path) as (folder, _):
+            space = os.fstatvfs(folder)
+            if space.f_bavail * space.f_frsize < MIN_FREE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.unlink(temporary_file(folder, b"x", 0o600, None), dir_fd=folder)
+
+    def check_state(self) -> None:
+        """See that the state directory can be written and has space. Raises HostError."""
+        self.check_folder(f"{STATE}/journal.json")
+
+    def free_copy(self, path: str, generation: str) -> str:
+        """Return a name for a copy beside `path` that does not exist yet."""
+        with self._beside(path) as (folder, _):
+            taken = [int(m[2]) for m in map(COPY.fullmatch, os.listdir(folder)) if m and m[1] == generation]
+        return f"scx-enroll-{generation}-{max(taken, default=0) + 1}.pem"
+
+    def make_copy(self, path: str, name: str, data: bytes, place: j.Place) -> None:
+        """Make the copy `name` beside `path`, with the owner and mode of `place`; never over one that exists."""
+        with self._beside(path) as (folder, _):
+            temporary = temporary_file(folder, data, place.mode, (place.uid, place.gid))
+            try:
+                os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            finally:
+                os.unlink(temporary, dir_fd=folder)
+            os.fsync(folder)
+
+    def swap(self, path: str, place: j.Place, data: Optional[bytes] = None) -> None:
+        """Put `place` at the name the agent reads, by one rename: the commit. `data`: of a regular file."""
+        with self._beside(path) as (folder, name):
+            if data is not None:
+                write(folder, name, data, place.mode, (place.uid, place.gid))
+                return
+            temporary = TEMPORARY + secrets.token_hex(8)
+            os.symlink(place.text, temporary, dir_fd=folder)
+            move(folder, temporary, name)
+
+    def set_marker(self, path: str, *, present: bool) -> None:
+        """Remove the package's marker file, or make it again."""
+        with self._beside(path) as (folder, name):
+            if present:
+                write(folder, name, b"", 0o644)
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+                os.fsync(folder)
+
+    def sweep(self, path: str, kept: Tuple[str, ...]) -> None:
+        """Remove our copies beside `path` that are not in `kept` and that no link of that folder names."""
+        with self._beside(path) as (folder, _):
+            names = os.listdir(folder)
+            used = set(kept)
+            for name in names:
+                with suppress(OSError):
+                    used.add(os.readlink(name, dir_fd=folder).rpartition("/")[2])
+            for name in names:
+                if name not in used and (COPY.fullmatch(name) or name.startswith(TEMPORARY)):
+                    with suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=folder)
+            os.fsync(folder)

@@ -1,0 +1,387 @@
+"""Changes what the agent serves, by one rename, and proves it; or puts back what was there, and proves that.
+
+Section "The installation" of docs/state.md is the specification. `proceed` carries out whatever the journal says is
+open, from its first step: each step finds done what is done, so it serves a fresh installation and the recovery of one
+that was killed alike.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from typing import Callable, Optional, Tuple
+
+from scx_enroll import agent as agents
+from scx_enroll import journal as j
+from scx_enroll import service
+from scx_enroll.agent import Agent, Pair
+from scx_enroll.errors import AgentNotReady, EnrollError, HostError, RollbackFailed, RolledBack
+from scx_enroll.rootfs import Root
+from scx_enroll.store import COPY, MAX_STATE_BYTES, Generation, Store
+from scx_enroll.verify import read
+
+COPY_MODE = 0o444  # as the agent's own tool leaves it; everybody may read a certificate
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and with what patience the work is done."""
+
+    root: Root
+    store: Store
+    patience: service.Patience
+    clock: Callable[[], int]
+    waiting: Callable[[str], None]
+
+
+def leaf_of(data: bytes) -> str:
+    """Return the SHA-256 of the first certificate in `data`, "" where there is none."""
+    found = read(data)
+    return hashlib.sha256(found[0]).hexdigest() if found else ""
+
+
+def place_of(root: Root, agent: Agent, pair: Pair) -> j.Place:
+    """Describe what stands at the name the agent reads."""
+    data = pair.certificate or b""
+    leaf = leaf_of(data)
+    ours = COPY.fullmatch(pair.name.text) if pair.name.kind == "link" else None
+    return j.Place(
+        kind=pair.name.kind if pair.name.kind in ("link", "file") else "absent",
+        text=pair.name.text,
+        leaf=leaf,
+        sha256=hashlib.sha256(data).hexdigest() if pair.certificate is not None else "",
+        uid=pair.target.uid,
+        gid=pair.target.gid,
+        mode=pair.target.mode or COPY_MODE,
+        marker=bool(agent.marker) and root.entry(agent.marker).kind == "file",
+        generation=ours[1] if ours and leaf.startswith(ours[1]) else "",
+    )
+
+
+def signature(pair: Pair) -> str:
+    """Identify the state of the agent's files, to tell our own changes from those of others."""
+    entries = (pair.name, pair.target, pair.key_target)
+    return hashlib.sha256(repr([(e.kind, e.inode, e.ctime_ns) for e in entries]).encode()).hexdigest()
+
+
+def install(site: Site, agent: Agent, generation: Generation, *, running: bool, inputs: str) -> None:
+    """Put a generation in service. `running`: the agent is meant to run, so it is restarted and must serve it.
+
+    Raises RolledBack or RollbackFailed where it was not served, HostError where nothing could be changed.
+    """
+    name = site.store.free_copy(agent.certificate, generation.id)
+    target = j.Place(
+        kind="link",
+        text=name,
+        leaf=leaf_of(generation.certificate),
+        sha256=hashlib.sha256(generation.certificate).hexdigest(),
+        uid=os.geteuid(),
+        gid=os.getegid(),
+        mode=COPY_MODE,
+        generation=generation.id,
+    )
+    _begin(site, agent, target, running=running, inputs=inputs, hold="")
+
+
+def put_back(site: Site, agent: Agent, place: j.Place, *, running: bool, inputs: str, hold: str) -> None:
+    """Put back what was in service before, and hold. Raises as `install`."""
+    _begin(site, agent, place, running=running, inputs=inputs, hold=hold)
+
+
+def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: str, hold: str) -> None:
+    pair = agents.read_pair(site.root, agent)
+    previous = place_of(site.root, agent, pair)
+    if pair.certificate is not None and not previous.generation:
+        previous = replace(previous, saved=site.store.save_original(pair.certificate, previous.sha256))
+    site.store.installation(
+        "install",
+        layout=agent.layout,
+        port=agent.port,
+        certificate=agent.certificate,
+        target=target,
+        previous=previous,
+        running=running,
+        inputs=inputs,
+        hold=hold,
+        pid=0,
+    )
+    proceed(site)
+
+
+def settle_command(site: Site) -> None:
+    """Wait until the control command that an earlier run started has ended."""
+    command = site.store.journal.installation
+    service.await_end(command.pid, command.pid_start, site.patience, site.waiting)
+
+
+def proceed(site: Site) -> None:
+    """Finish or undo the open installation; `settled` afterwards, or the failure is one that a later run can mend.
+
+    Raises RolledBack or RollbackFailed where the target was not served. A name that somebody else has changed since is
+    left as it is: the next look starts from what is there.
+    """
+    entry = site.store.journal.installation
+    if not any(_stands(site, entry.certificate, _known(place)) for place in (entry.target, entry.previous)):
+        site.store.installation("undone" if entry.state == "installing" else "kept")
+        return
+    if entry.state == "installing":
+        try:
+            _forward(site)
+        except AgentNotReady as cause:
+            if site.store.journal.installation.state == "settled":
+                raise
+            site.store.installation("failed", why=cause.message)
+        except HostError:
+            if _open_unchanged(site):
+                site.store.installation("undone")
+            raise
+    if site.store.journal.installation.state == "rolling_back":
+        _backward(site)
+
+
+def _open_unchanged(site: Site) -> bool:
+    """Say whether the open installation has not changed the name yet."""
+    entry = site.store.journal.installation
+    return entry.state == "installing" and not _stands(site, entry.certificate, _known(entry.target))
+
+
+def _known(place: Optional[j.Place]) -> j.Place:
+    if place is None:  # from_json refuses such a journal
+        raise EnrollError("an open installation lacks its target or previous place")
+    return place
+
+
+def _agent(site: Site) -> Agent:
+    entry = site.store.journal.installation
+    return replace(agents.find(site.root, entry.layout, entry.port), certificate=entry.certificate)
+
+
+def _reached(certificate: str, text: str) -> str:
+    """Return the path that a link with this text at the agent's name leads to."""
+    return text if text.startswith("/") else certificate.rpartition("/")[0] + "/" + text
+
+
+def _holds(site: Site, path: str, sha256: str) -> bool:
+    try:
+        return hashlib.sha256(site.root.read(path, MAX_STATE_BYTES)).hexdigest() == sha256
+    except (FileNotFoundError, HostError):
+        return False
+
+
+def _stands(site: Site, certificate: str, place: j.Place) -> bool:
+    entry = site.root.entry(certificate)
+    if entry.kind != place.kind or (place.kind == "link" and entry.text != place.text):
+        return False
+    if not place.sha256:  # nothing was reached through the name
+        return site.root.resolve(certificate).kind == "absent"
+    return _holds(site, certificate, place.sha256)
+
+
+def _data(site: Site, place: j.Place) -> Optional[bytes]:
+    """Return the bytes of a place from our own records, None where we have none."""
+    if place.saved:
+        return site.store.original(place.saved)
+    for generation in site.store.generations():
+        if place.generation and generation.id == place.generation:
+            return generation.certificate
+    return None
+
+
+def _fits(site: Site, agent: Agent, place: j.Place) -> bool:
+    data = _data(site, place)
+    return data is not None and service.fits(site.root, agent.key, data)
+
+
+def _put(site: Site, certificate: str, place: j.Place) -> bool:
+    """Make `place` stand at the agent's name, copying its bytes from our records where they are gone.
+
+    Says whether it does: False where nothing was recorded to put there.
+    """
+    if _stands(site, certificate, place):
+        return True
+    if place.kind == "link" and _holds(site, _reached(certificate, place.text), place.sha256):
+        site.store.swap(certificate, place)
+        return True
+    data = _data(site, place)
+    if data is None:
+        return False
+    if place.generation:
+        linked = place
+        if site.root.entry(_reached(certificate, place.text)).kind != "absent":
+            linked = replace(place, text=site.store.free_copy(certificate, place.generation))
+        site.store.make_copy(certificate, linked.text, data, linked)
+        site.store.swap(certificate, linked)
+    else:
+        site.store.swap(certificate, place, data)
+    return True
+
+
+def _mark(site: Site, agent: Agent, place: j.Place) -> None:
+    if agent.marker and (site.root.entry(agent.marker).kind == "file") != place.marker:
+        site.store.set_marker(agent.marker, present=place.marker)
+
+
+def _forward(site: Site) -> None:
+    """Raises AgentNotReady where the target is in place but not served."""
+    entry = site.store.journal.installation
+    target = _known(entry.target)
+    try:
+        agent = _agent(site)
+    except AgentNotReady:
+        if _open_unchanged(site):
+            site.store.installation("undone")
+        raise
+    usable = _fits(site, agent, target)
+    if not _stands(site, entry.certificate, target) and not usable:
+        site.store.installation("undone")
+        raise AgentNotReady(
+            "the certificate to install does not fit the agent's key any more", "run again: it starts from what is there"
+        )
+    if not usable:
+        raise AgentNotReady("the agent's key changed while its certificate was installed")
+    _put(site, entry.certificate, target)
+    _mark(site, agent, target)
+    proven = site.root.live and entry.running
+    if proven:
+        _serve(site, agent, target.leaf)
+    _settle(site, agent, "proved" if proven else "left_unproven", installed=_current(site, agent), proven=proven)
+
+
+def _current(site: Site, agent: Agent) -> j.Place:
+    return place_of(site.root, agent, agents.read_pair(site.root, agent))
+
+
+def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven: bool) -> None:
+    """Close the installation; remember what is there and what was before."""
+    journal = site.store.journal
+    entry, before = journal.installation, _known(journal.installation.previous)
+    forward = event in ("proved", "left_unproven", "kept")
+    skipped = tuple(skip for skip in journal.skipped if not (forward and skip.generation == installed.generation))
+    if entry.hold and forward and before.generation:
+        skipped += (_skip(site, before.generation, entry.inputs, "changed", 0, f"generation {before.generation} was {entry.hold}"),)
+    site.store.sweep(agent.certificate, (installed.text,))  # before the end is recorded, or a crash would leave copies behind
+    site.store.installation(
+        event,
+        also={
+            "installed": installed,
+            "proven": proven,
+            "before": before if forward else journal.before,
+            "original": journal.original or before,
+            "seen": signature(agents.read_pair(site.root, agent)),
+            "skipped": skipped,
+            "hold": (entry.hold if forward else "") or journal.hold,
+        },
+    )
+    site.store.prune()
+
+
+def _skip(site: Site, generation: str, inputs: str, retry: str, status: int, message: str) -> j.Skip:
+    earlier = [s.failures for s in site.store.journal.skipped if s.generation == generation and s.inputs == inputs]
+    return j.Skip(generation, inputs, site.clock(), max(earlier, default=0) + 1, retry, status, message)
+
+
+def _backward(site: Site) -> None:
+    """Put back what was there. Raises RolledBack where that is proven or can't be told, else RollbackFailed."""
+    entry = site.store.journal.installation
+    target, previous = _known(entry.target), _known(entry.previous)
+    agent = _agent(site)
+    what = f"generation {target.generation}" if target.generation else "the earlier certificate"
+    helps = _fits(site, agent, previous) or not _fits(site, agent, target)
+    restored = helps and _put(site, entry.certificate, previous)
+    if restored:
+        _mark(site, agent, previous)
+    answer = service.Served(listening=False)
+    if restored and site.root.live and entry.running:
+        answer = _try_serve(site, agent, previous.leaf, force=entry.pid != 0)
+    if restored and (not entry.running or not site.root.live or (previous.leaf and answer.leaf == previous.leaf)):
+        message = f"{what} was rolled back: {entry.why}"
+        skip = _skip(site, target.generation, entry.inputs, "later", RolledBack.exit_status, message)
+        _remember_skip(site, skip)
+        _settle(site, agent, "restored", installed=_current(site, agent), proven=entry.running and site.root.live)
+        raise RolledBack(
+            f"{message}; the agent serves {previous.leaf[:16] or 'nothing'} as before",
+            f"see {agent.log}, mend the cause, then: scx-enroll run --now",
+        )
+    if _fits(site, agent, target):
+        _put(site, entry.certificate, target)
+        _mark(site, agent, target)
+    _settle(site, agent, "kept", installed=_current(site, agent), proven=False)
+    raise RollbackFailed(
+        f"the agent serves neither {what} nor what it served before: {answer.problem or answer.leaf[:16]}; the certificate "
+        "is not the cause, and the one that verifies stays installed",
+        f"see {agent.log}, start the agent with {agent.scxadmin} -start, then run again",
+    )
+
+
+def _remember_skip(site: Site, skip: j.Skip) -> None:
+    others = tuple(s for s in site.store.journal.skipped if s.generation != skip.generation)
+    site.store.update(skipped=(*others, skip))
+
+
+def _try_serve(site: Site, agent: Agent, leaf: str, *, force: bool) -> service.Served:
+    """Restart where needed and say what is served; a control command that fails is no more than that."""
+    seen = service.probe(agent.port)
+    if seen.leaf == leaf and not force:
+        return seen
+    try:
+        _control(site, agent, "-restart")
+    except AgentNotReady as problem:
+        site.waiting(problem.message)
+    return _await(site, agent, leaf)
+
+
+def _await(site: Site, agent: Agent, leaf: str) -> service.Served:
+    return service.await_leaf(
+        agent.port, leaf, lambda: agents.process(site.root, agent), site.patience, site.waiting
+    )
+
+
+def _control(site: Site, agent: Agent, word: str) -> str:
+    """Run scxadmin, within the budget; its process is in the journal while it runs."""
+    now = site.clock()
+    budget = site.store.budget.current(now)
+    if budget.restarts_until() > now:
+        raise AgentNotReady(
+            f"the restart budget is spent ({j.RESTARTS_PER_HOUR} an hour, {j.RESTARTS_PER_DAY} a day)",
+            "find out who changes or stops the agent; a later run goes on from here",
+        )
+    site.store.save_budget(replace(budget, restarts=(*budget.restarts, now)))
+
+    def note(pid: int, started: int) -> None:
+        site.store.update(installation=replace(site.store.journal.installation, pid=pid, pid_start=started))
+
+    return service.control(site.root, (agent.scxadmin, word), site.patience, note)
+
+
+def _serve(site: Site, agent: Agent, leaf: str) -> None:
+    """Have the agent serve `leaf`, restarting it where it does not yet. Raises AgentNotReady where it doesn't."""
+    if service.probe(agent.port).leaf == leaf:
+        return
+    said = _control(site, agent, "-restart")
+    seen = _await(site, agent, leaf)
+    now = site.clock()
+    stopped = not seen.listening and agents.process(site.root, agent) == "stopped"
+    if stopped and site.store.budget.current(now).restarts_until(2) <= now:
+        # A slow stop makes the agent's own restart end with nothing running; one that died on the pair left a pid file.
+        said = _control(site, agent, "-start")
+        seen = _await(site, agent, leaf)
+    if seen.leaf != leaf:
+        found = f"it serves {seen.leaf[:16]}" if seen.leaf else seen.problem
+        raise AgentNotReady(f"the agent does not serve {leaf[:16]}: {found} ({said})", f"see {agent.log}")
+
+
+def restart(site: Site, agent: Agent, leaf: str) -> None:
+    """Restart the agent, whose files are as they should be, and prove that it serves `leaf`. Raises AgentNotReady."""
+    _serve(site, agent, leaf)
+    site.store.update(proven=True)
+
+
+def make_key(site: Site, agent: Agent) -> Tuple[str, Optional[bytes]]:
+    """Let the agent's own tool make the key that is missing; returns what it said and the key.
+
+    It makes key and certificate only where there is no key. Raises AgentNotReady where there is none afterwards.
+    """
+    said = service.control(site.root, (agent.scxsslconfig,), site.patience, lambda _pid, _started: None)
+    key = agents.read_pair(site.root, agent).key
+    if key is None:
+        raise AgentNotReady(f"the agent has no key and its own tool made none ({said})", f"repair the agent: see {agent.log}")
+    return said, key
