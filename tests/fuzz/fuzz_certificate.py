@@ -1,0 +1,71 @@
+"""Fuzz target: any bytes as certificates. With atheris coverage-guided, without it a plain loop of mutations.
+
+python -m tests.fuzz.fuzz_certificate [SECONDS]
+"""
+
+import base64
+import contextlib
+import random
+import sys
+import time
+
+from scx_enroll import verify
+from scx_enroll.errors import CertificateRefused, ConfigError
+from scx_enroll.request import RequestSpec
+from tests.lab import selfsigned
+from tests.lab.authority import Authority
+
+SPEC = RequestSpec("host1.corp.example")
+RULES = verify.Rules(require_revocation=True, minimum_key="ec:secp384r1")
+KEY = selfsigned.make_key("ec:secp256r1")
+CHAIN = Authority().chain()
+SEEDS = (*CHAIN, *verify.read(selfsigned.make_certificate(KEY, "host1", "corp.example")))
+
+
+def one(data: bytes) -> None:
+    """Read, judge and sort: nothing but the documented refusals."""
+    verify.judge(data, SPEC, "", RULES, 0)
+    verify.warnings(data, SPEC, RULES)
+    verify.chain(data, (data, *SEEDS))
+    verify.leads_to((data, *SEEDS), CHAIN)
+    verify.leads_to(SEEDS, (data,))
+    for call in (verify.facts, verify.read):
+        with contextlib.suppress(CertificateRefused):
+            call(data)
+    with contextlib.suppress(ConfigError):
+        verify.split_trust(data)
+
+
+def mutated(chance: random.Random) -> bytes:
+    """Return a certificate with a few bytes changed, cut or doubled, in one of the wrappings."""
+    data = bytearray(chance.choice(SEEDS))
+    for _ in range(chance.randrange(6)):
+        at, size = chance.randrange(len(data)), chance.randrange(1, 9)
+        piece = bytes(data[at : at + size])
+        data[at : at + size] = chance.choice(
+            (b"", piece * 2, bytes(chance.randrange(256) for _ in piece), bytes([piece[0] ^ 1]) + piece[1:])
+        )
+    return chance.choice((bytes, verify.pem, base64.b64encode))(bytes(data))
+
+
+def main() -> None:
+    """Fuzz for the given number of seconds (60), or as atheris is told."""
+    with contextlib.suppress(ImportError):
+        import atheris  # not in the requirements: who fuzzes installs it
+
+        atheris.Setup(sys.argv, one)
+        atheris.Fuzz()
+    chance, until, count = random.Random(), time.monotonic() + float((sys.argv[1:] or ["60"])[0]), 0
+    while time.monotonic() < until:
+        data = mutated(chance)
+        try:
+            one(data)
+        except BaseException:
+            print(base64.b64encode(data).decode())
+            raise
+        count += 1
+    print(f"{count} certificates read")
+
+
+if __name__ == "__main__":
+    main()

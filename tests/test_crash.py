@@ -1,0 +1,214 @@
+"""A crash before and after every change, act and word with the outside: the next runs converge.
+
+The crash is simulated in the process: from the chosen point on nothing of the run happens any more. What is counted is each
+method of `Store` that changes something, each control command of the agent, each exchange with the CA, and each act.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import pytest
+
+from scx_enroll import acquire, enroll, service
+from scx_enroll.enroll import ACTS
+from scx_enroll.plan import COOL_DOWN_S
+from scx_enroll.rootfs import Root
+from scx_enroll.store import Store
+from tests.lab.agent import LabHost
+from tests.lab.ca import LabCA
+from tests.scene import Outcome, Scene
+
+CHANGES = (
+    "save_journal", "save_budget", "add_generation", "prune", "save_original", "save_page", "make_copy", "swap",
+    "set_marker", "sweep",
+)
+HOUR_S = 3600
+MAX_POINTS = 80  # a guard against a run without end, well above what any scenario takes
+
+
+class Crash(BaseException):
+    """The power went."""
+
+
+class Fuse:
+    """Raises Crash at the chosen point, and ever after: a dead process does nothing more."""
+
+    def __init__(self, point: int) -> None:
+        self.left = point
+        self.names: List[str] = []
+        self.blown = False
+
+    def tick(self, name: str) -> None:
+        """Count a point."""
+        self.names.append(name)
+        if self.blown or len(self.names) == self.left:
+            self.blown = True
+            raise Crash(name)
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` with a point before and one after it."""
+
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            self.tick(f"before {name}")
+            result = function(*arguments, **named)
+            self.tick(f"after {name}")
+            return result
+
+        return wrapped
+
+    def store(self, root: Root) -> Store:
+        """Return a store whose changes are points."""
+        store = Store(root)
+        for name in CHANGES:
+            setattr(store, name, self.around(name, getattr(store, name)))
+        return store
+
+    def line(self) -> acquire.Line:
+        """Return a line to the CA whose exchanges are points."""
+        real = acquire.Line()
+
+        def connect(root: Root, ca: Any) -> Any:
+            conversation = real.connect(root, ca)
+            for name in ("authority", "submit", "fetch"):
+                setattr(conversation, name, self.around(name, getattr(conversation, name)))
+            return conversation
+
+        return replace(real, connect=connect)
+
+
+def first_enrolment(scene: Scene) -> Dict[str, bool]:
+    """Nothing was done before."""
+    return {}
+
+
+def renewal(scene: Scene) -> Dict[str, bool]:
+    """A generation is in service, and another is wanted."""
+    assert scene.run().status == 0
+    scene.offset_s += 2 * HOUR_S
+    scene.cas[0].switches.date_offset = scene.offset_s
+    return {"renew": True}
+
+
+def refused_by_the_agent(scene: Scene) -> Dict[str, bool]:
+    """The agent dies of the new certificate: installed, rolled back."""
+    scene.host.refuse_new()
+    return {}
+
+
+def brought_back(scene: Scene) -> Dict[str, bool]:
+    """The link was moved back and the agent restarted by somebody else."""
+    assert scene.run().status == 0
+    scene.host.move_link_back()
+    scene.host.restart()
+    return {}
+
+
+def stopped(scene: Scene) -> Dict[str, bool]:
+    """The agent was stopped on purpose."""
+    scene.host.stop()
+    return {}
+
+
+SCENARIOS: Tuple[Callable[[Scene], Dict[str, bool]], ...] = (
+    first_enrolment, renewal, refused_by_the_agent, brought_back, stopped,
+)
+
+
+def crashing_run(scene: Scene, fuse: Fuse, monkeypatch: pytest.MonkeyPatch, wish: Dict[str, bool]) -> bool:
+    """Run with a fuse; says whether it blew."""
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "control", fuse.around("control", service.control))
+        patch.setattr(enroll, "ACTS", {name: fuse.around(name, act) for name, act in ACTS.items()})
+        try:
+            scene.run(parts={"store": fuse.store, "line": fuse.line()}, **wish)
+        except Crash:
+            return True
+    return False
+
+
+def quiet(scene: Scene) -> Outcome:
+    """Run as the timer does until nothing changes any more; hours pass in between, so that budgets and pauses end."""
+    for _ in range(6):
+        ended = scene.run()
+        if not ended.rows and ended.status in (0, 9) and scene.run().rows == ():
+            return ended
+        scene.offset_s += COOL_DOWN_S + 1 if ended.status == 5 else HOUR_S + 1
+        scene.cas[0].switches.date_offset = scene.offset_s
+    return ended
+
+
+def comes_back(scene: Scene) -> bool:
+    """Say whether the agent answers, at the latest when a restart that was under way has ended."""
+    deadline = time.monotonic() + 10
+    while not scene.served and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(scene.served)
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCA]:
+    """One CA for all, since its keys are what takes time."""
+    with LabCA(tmp_path_factory.mktemp("ca")) as lab:
+        yield lab
+
+
+def one_crash(tmp_path: Path, ca: LabCA, scenario: Any, point: int, monkeypatch: pytest.MonkeyPatch) -> Tuple[bool, str]:
+    """Play a scenario with a crash at one point and judge what becomes of it; says whether the point was reached."""
+    ca.switches.reset()
+    with LabHost(tmp_path / f"host{point}", key="ec:secp256r1", host=f"host{point}") as host:
+        host.knobs(poll=0.02)
+        host.start()
+        scene = Scene(host, [ca])
+        original, served = host.snapshot(), scene.served
+        wish = scenario(scene)
+        issued, before = scene.issued, scene.served
+        fuse = Fuse(point)
+        blew = crashing_run(scene, fuse, monkeypatch, wish)
+        where = f"{scenario.__name__}, point {point}: {fuse.names[-1]}"
+        if scenario not in (stopped, refused_by_the_agent):  # those leave it down, for the next run to mend
+            assert comes_back(scene), f"the agent is down beyond a restart: {where}"
+        asked = b'"state": "submitting"' in (scene.state / "journal.json").read_bytes() if blew and (scene.state / "journal.json").exists() else False
+        ended = quiet(scene)
+        assert b'"state": "settled"' in (scene.state / "journal.json").read_bytes(), f"{where}: {ended}"
+        most = 2 if asked else 1  # an answer that no record tells of is doubtful
+        assert scene.issued - issued <= most, f"a certificate too many: {where}"
+        if scenario is refused_by_the_agent:
+            assert ended.status == 9, where
+            assert scene.served == served, where
+            assert host.snapshot() == original, where
+        elif scenario is stopped:
+            assert host.pid == 0, f"it was stopped on purpose: {where}"
+            host.start()
+            assert scene.is_enrolled(), where
+        else:
+            assert ended.status == 0, f"{where}: {ended}"
+            assert scene.is_enrolled(), where
+            assert before, where
+        copies = [name for name in host.snapshot() if "scx-enroll" in name]
+        assert len(copies) <= 1, f"left behind: {copies} {where}"
+        return blew, where
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a crash leaves its child unreaped
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_after_a_crash_at_any_point_the_next_runs_converge(
+    tmp_path: Path, ca: LabCA, scenario: Any, half: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power may fail between any two steps; the next run finishes or undoes the work."""
+    reached = 0
+    for point in range(1 + half, MAX_POINTS, 2):
+        blew, _ = one_crash(tmp_path, ca, scenario, point, monkeypatch)
+        if not blew:
+            break
+        reached += 1
+    else:
+        pytest.fail("no end of points")
+    assert reached > 5, "the scenario has points"
+    print(f"{scenario.__name__}: {reached} crash points")

@@ -1,0 +1,348 @@
+"""What the pages for operators say is true: their commands run, their messages are shown, their keys exist, their links lead somewhere."""
+
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scx_enroll
+from scx_enroll import cli, config
+from scx_enroll.rootfs import Root
+from tests.lab.agent import LabHost
+from tests.lab.authority import pkcs7
+from tests.lab.ca import LabCA
+
+PAGES = ("README.md", "CHANGELOG.md", "docs/decisions.md", "docs/exit-status.md", "docs/state.md", "docs/status.md", "packaging/README.md")
+PROGRAM = os.path.join(os.path.dirname(sys.executable), "scx-enroll")
+USER = "CORP\\svc-scx-enroll"
+HOST, DOMAIN = "lin01", "corp.example"
+
+# What a command of the pages means in the lab; {...} are the lab's own. The first that fits, from the left.
+IN_THE_LAB = (
+    (r"^systemctl .*$", ":"),  # there is no systemd in the tree
+    (r"^journalctl .*$", ":"),
+    (r"\bscx-enroll (?=(?:run|status|csr|install|hold|release|rollback)\b)", "{program} --root {root} --live "),
+    (r"lin01\.corp\.example:1270", "127.0.0.1:{port}"),
+    (r"ca01\.corp\.example", "{server}"),
+    (r"(?<![\w.}}])/(?=opt/|etc/|usr/)", "{root}/"),
+    (r"\b(?=lin01\.(?:csr|p7b)\b|corp-root-ca\.cer\b)", "{folder}/"),
+)
+# Commands that end with something else than 0, because a session in the lab takes seconds where the pages take days.
+STATUSES = {}
+
+
+def text_of(checkout, name):
+    with open(os.path.join(checkout, name), encoding="utf-8") as file:
+        return file.read()
+
+
+def blocks(checkout, name, kind):
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text_of(checkout, name), re.DOTALL | re.MULTILINE)
+
+
+class Site:
+    """A lab CA and a host as the README describes it."""
+
+    def __init__(self, checkout, folder):
+        self.folder = folder
+        self.ca = LabCA(folder / "ca", user=USER, first_id=4711)
+        self.host = LabHost(folder / "host", host=HOST, domain=DOMAIN, key="rsa:3072")
+        self.etc = folder / "host" / "etc" / "scx-enroll"
+        (self.etc / "conf.d").mkdir(parents=True)
+        self.conf = blocks(checkout, "README.md", "ini")[0]
+        shutil.copy(self.ca.issuer_trust, self.etc / "ca.pem")
+        self.write("password", self.ca.password + "\n", 0o600)
+        bundle = folder / "host" / "etc" / "ssl" / "certs" / "ca-certificates.crt"  # server-trust = system
+        bundle.parent.mkdir(parents=True)
+        shutil.copy(self.ca.server_trust, bundle)
+        # What a lab needs beyond the README: its own port, and no time to rest after the agent's installation.
+        self.write("conf.d/lab.conf", f"[agent]\nport = {self.host.port}\nsettle = 0s\n")
+
+    def __enter__(self):
+        self.ca.start()
+        self.write("scx-enroll.conf", self.conf.replace("ca01.corp.example", self.ca.server))
+        assert self.host.start()
+        return self
+
+    def __exit__(self, *_):
+        self.host.close()
+        self.ca.stop()
+
+    def write(self, name, text, mode=0o644):
+        path = self.etc / name
+        path.write_text(text, encoding="utf-8")
+        path.chmod(mode)
+
+    def change(self, old, new):
+        text = (self.etc / "scx-enroll.conf").read_text(encoding="utf-8")
+        assert old in text
+        self.write("scx-enroll.conf", text.replace(old, new))
+
+    def run(self, *arguments):
+        """Run the program; returns its status and its output with the lab's names as they stand in the README."""
+        ran = subprocess.run(
+            (PROGRAM, *arguments, "--root", self.host.root, "--live"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=60,
+        )
+        return ran.returncode, ran.stdout.replace(self.ca.server, "ca01.corp.example").replace(str(self.host.port), "1270")
+
+    def sign(self, csr, p7b):
+        """Do what `certreq -submit` does."""
+        row = self.ca.authority.submit(csr.read_bytes(), "SCXAgent", USER)
+        p7b.write_bytes(pkcs7([row.certificate, *self.ca.authority.chain(row.generation)]))
+
+
+@pytest.fixture
+def site(checkout, tmp_path):
+    with Site(checkout, tmp_path) as made:
+        yield made
+
+
+def in_the_lab(site, line):
+    parts = {
+        "program": PROGRAM, "root": site.host.root, "port": site.host.port, "server": site.ca.server, "folder": site.folder,
+    }
+    pieces = "|".join(f"({pattern})" for pattern, _ in IN_THE_LAB).replace("{{", "{").replace("}}", "}")
+    return re.sub(pieces, lambda found: IN_THE_LAB[found.lastindex - 1][1].format(**parts), line)
+
+
+# -- the commands ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if page.endswith("README.md")])
+def test_a_command_of_the_pages_does_not_work(checkout, site, page):
+    """Every shell command of a page, in its order, on one host; all of it but the installation, which test_packaging runs."""
+    (site.folder / "corp-root-ca.cer").write_bytes(ssl.PEM_cert_to_DER_cert(Path(site.ca.issuer_trust).read_text()))
+    shells = [block for block in blocks(checkout, page, "sh") if "pip install" not in block]
+    assert shells
+    if not shutil.which("openssl") and any("openssl" in block for block in shells):
+        missing = "openssl is not here: apt-get install openssl"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    for line in "".join(shells).splitlines():
+        command = in_the_lab(site, line)
+        for path in re.findall(r"(?<![\w.])/[\w.-]+(?:/[\w./-]+)?", command.replace(PROGRAM, "").replace(str(site.folder), ".")):
+            assert path in ("/dev/null", "/dev/stdin"), f"{command} would leave the lab: {path}"
+        ran = subprocess.run(
+            ["sh", "-euc", command], cwd=site.folder, input=site.ca.password + "\n", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=60,
+        )
+        assert ran.returncode == STATUSES.get(line, 0), f"$ {line}\n{ran.stdout}"
+        if "scx-enroll csr" in line:
+            site.sign(site.folder / "lin01.csr", site.folder / "lin01.p7b")
+        if "openssl s_client" in line:
+            assert "Lab Issuing CA" in ran.stdout
+
+
+@pytest.mark.checkout
+def test_two_pages_install_differently(checkout):
+    """The README's installation is the one of packaging/README.md, which is tested."""
+    assert blocks(checkout, "README.md", "sh")[0] == blocks(checkout, "packaging/README.md", "sh")[0]
+
+
+@pytest.mark.checkout
+def test_the_readme_shows_another_help(checkout):
+    """The README shows what --help prints."""
+    assert cli.HELP in blocks(checkout, "README.md", "text")
+
+
+@pytest.mark.slow
+def test_help_does_not_print_the_help():
+    """--help prints the text that the README shows, and the version is the package's."""
+    ran = subprocess.run((PROGRAM, "--help"), capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == (cli.HELP, "")
+    ran = subprocess.run((PROGRAM, "--version"), capture_output=True, text=True, check=True)
+    assert ran.stdout == f"scx-enroll {scx_enroll.__version__}\n"
+
+
+# -- the configuration ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.checkout
+def test_the_configuration_of_the_readme_is_refused(checkout, tmp_path):
+    """It loads, and means what it says."""
+    folder = tmp_path / "etc" / "scx-enroll"
+    folder.mkdir(parents=True)
+    (folder / "scx-enroll.conf").write_text(blocks(checkout, "README.md", "ini")[0], encoding="utf-8")
+    (folder / "scx-enroll.conf").chmod(0o644)
+    got = config.load(Root(str(tmp_path)))
+    assert got.host == config.Host(name="lin01.corp.example")
+    assert got.cas == (config.CA(server="ca01.corp.example", template="SCXAgent", auth="basic", user=USER),)
+
+
+@pytest.mark.checkout
+@pytest.mark.parametrize("page", PAGES)
+def test_a_key_of_the_pages_does_not_exist(checkout, page):
+    """Every `key =` that a page names is a key of the configuration."""
+    known = {key for keys in config._KEYS.values() for key in keys}
+    named = re.findall(r"`([a-z]+(?:-[a-z]+)*) =", text_of(checkout, page))
+    named += [line.partition(" =")[0] for block in blocks(checkout, page, "ini") for line in block.splitlines() if " = " in line]
+    assert set(named) <= known
+
+
+@pytest.mark.checkout
+def test_a_limit_of_the_readme_is_not_the_programs(checkout):
+    """The budgets and defaults that the README states are those of the code."""
+    from scx_enroll.journal import RESTARTS_PER_DAY, RESTARTS_PER_HOUR
+
+    text = " ".join(text_of(checkout, "README.md").split())
+    defaults = config.Renewal()
+    assert f"{defaults.certificates_per_day} certificates and {defaults.submissions_per_day} submissions a day" in text
+    assert f"{RESTARTS_PER_HOUR} times an hour and {RESTARTS_PER_DAY} times a day" in text
+    assert str(defaults.at) == "2/3"
+    assert config.Agent().settle_s == 120
+
+
+# -- the messages ---------------------------------------------------------------------------------------------------
+
+
+def _switched(**values):
+    return lambda site: site.ca.switches.update(values)
+
+
+def _unpublished(site):
+    site.ca.authority.templates["SCXAgent"].published = False
+
+
+def _unsettled(site):
+    site.write("conf.d/lab.conf", f"[agent]\nport = {site.host.port}\n")
+
+
+# The beginning of a message in the README's table, and what brings it about.
+CAUSES = {
+    "/etc/scx-enroll/scx-enroll.conf:4: unknown key": lambda site: (
+        site.write("scx-enroll.conf", "[ca]\nserver = a.corp.example\ntemplate = T\nsever = b.corp.example\nauth = basic\nuser = u\n")
+    ),
+    "/etc/scx-enroll/scx-enroll.conf:3: auth = kerberos": lambda site: (
+        site.write("scx-enroll.conf", "[host]\nname = lin01.corp.example\n[ca]\nserver = a.corp.example\ntemplate = T\n")
+    ),
+    "/etc/scx-enroll/scx-enroll.conf:2: name": lambda site: site.change("lin01.corp.example", "lin01"),
+    "/etc/scx-enroll/password is open": lambda site: (site.etc / "password").chmod(0o644),
+    "the CA certificate of": lambda site: shutil.copy(site.ca.server_trust, site.etc / "ca.pem"),
+    "no agent was found": lambda site: os.unlink(site.host.path("/opt/omi/bin/omiserver")),
+    "/etc/opt/omi/conf/omiserver.conf": lambda site: site.host._file(site.host.conf, "httpsport=0\n"),
+    "the agent's files changed": _unsettled,
+    "the agent does not answer": lambda site: site.host.kill(),
+    "ca01.corp.example refused the connection": lambda site: site.ca.stop(),
+    "the TLS certificate of": _switched(https="unknown-ca"),
+    "ca01.corp.example has no /certsrv": _switched(answer="404"),
+    "ca01.corp.example: the web server can't reach": _switched(unavailable="all"),
+    "it is doubtful": _switched(lost="after"),
+    "ca01.corp.example refused request ID 4711: the template": _unpublished,
+    "ca01.corp.example refused request ID 4711: the account": _switched(mode="deny"),
+    "request ID 4711 at": _switched(mode="pending"),
+    "certificate of request ID 4711": _switched(names_from_ad="svc-scx-enroll.corp.example"),
+    "generation": lambda site: site.host.refuse_new(),
+    "this host's clock": _switched(date_offset=4000.0),
+    "ca01.corp.example refused user": lambda site: site.write("password", "wrong\n", 0o600),
+}
+
+
+def table(checkout):
+    text = text_of(checkout, "README.md").partition("\n## Troubleshooting\n")[2].partition("\n## ")[0]
+    return [(message, int(status)) for message, status in re.findall(r"^\| `(.+?)` \| ([0-9]+) \|", text, re.MULTILINE)]
+
+
+@pytest.mark.checkout
+def test_a_message_of_the_readme_that_no_test_brings_about(checkout):
+    """Each row of the table has its cause below, and each cause its row."""
+    rows = [message for message, _ in table(checkout)]
+    assert [[start for start in CAUSES if message.startswith(start)] for message in rows] == [[start] for start in CAUSES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", CAUSES)
+def test_a_message_of_the_readme_is_not_what_the_program_says(checkout, site, start):
+    """The program says it word for word (but for numbers), with that exit status; and the agent serves what it served before."""
+    (message, status), = (row for row in table(checkout) if row[0].startswith(start))
+    before = site.host.served()
+    CAUSES[start](site)
+    ended, shown = site.run("run")
+    pattern = re.sub(r"(?<![\w.])[0-9a-f]{16}\b", "[0-9a-f]{16}", re.escape(message))
+    pattern = re.sub(r"\b(?<!0x)[0-9]+\\? s\\? ", r"[0-9]+ s ", pattern).replace("…", ".+").replace("\\ ", " ")
+    assert re.search(rf"^(?:scx-enroll: (?:error|waiting): )?{pattern}$", shown, re.MULTILINE), shown
+    assert ended == status
+    assert re.search("^scx-enroll: hint: .", shown, re.MULTILINE), shown
+    assert site.host.served() == (None if start.startswith("the agent does not answer") else before)
+
+
+# -- the JSON document ----------------------------------------------------------------------------------------------
+
+
+def keys_of(value, prefix=""):
+    """Every key of a document, as docs/status.md writes it: `a`, `a.b`, `a[].b`."""
+    found = set()
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            found |= {prefix + key} | keys_of(inner, f"{prefix}{key}.")
+    elif isinstance(value, list):
+        for inner in value:
+            found |= keys_of(inner, f"{prefix[:-1]}[].")
+    return found
+
+
+@pytest.mark.slow
+def test_a_key_of_the_document_is_not_documented(checkout, site):
+    """docs/status.md lists every key that real documents have, and no other."""
+    text = text_of(checkout, "docs/status.md")
+    documented, short = (set(re.findall(r"^\| `(.+?)` \|", part, re.MULTILINE)) for part in text.split("\nA run that ended with an error"))
+    found = set()
+
+    def look(*arguments):
+        status, shown = site.run(*arguments, "--json")
+        found.update(keys_of(json.loads(shown)))
+        return status
+
+    assert look("status") == 0
+    site.ca.switches.mode = "pending"
+    assert look("run") == 7
+    site.ca.authority.approve(4711)
+    assert look("run", "--now") == 0
+    site.ca.switches.mode = "deny"
+    assert look("run", "--renew") == 6
+    assert look("status") == 0
+    assert found == documented
+    published = Path(site.host.root, "run/scx-enroll/status.json")
+    assert published.stat().st_mode & 0o777 == 0o644
+    assert keys_of(json.loads(published.read_text(encoding="utf-8"))) <= documented
+    (site.etc / "scx-enroll.conf").chmod(0o666)
+    status, shown = site.run("run", "--json")
+    assert status == 12
+    assert keys_of(json.loads(shown.partition("scx-enroll: ")[0])) == short
+
+
+# -- links ----------------------------------------------------------------------------------------------------------
+
+
+def anchors(text):
+    """The anchors of a page's headings, as the usual renderers make them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.checkout
+@pytest.mark.parametrize("page", PAGES)
+def test_a_link_leads_nowhere(checkout, page):
+    """Every link of a page leads to a file of the checkout, and to a heading of it."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(checkout, page)):
+        assert "://" not in target
+        name, _, anchor = target.partition("#")
+        path = os.path.normpath(os.path.join(os.path.dirname(page), name)) if name else page
+        assert os.path.exists(os.path.join(checkout, path)), target
+        if anchor:
+            assert anchor in anchors(text_of(checkout, path)), target
+
+
+@pytest.mark.checkout
+def test_a_page_that_no_test_reads(checkout):
+    """PAGES lists every page for operators."""
+    found = {"README.md", "CHANGELOG.md"}
+    for folder in ("docs", "packaging"):
+        found |= {f"{folder}/{name}" for name in os.listdir(os.path.join(checkout, folder)) if name.endswith(".md")}
+    assert found == set(PAGES)

@@ -1,0 +1,746 @@
+"""Every decision: which row, why, until when. What is forbidden is forbidden whatever else was observed."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+from hypothesis import assume, given, note
+from hypothesis import strategies as st
+
+from scx_enroll import plan
+from scx_enroll.journal import (
+    DAY_S,
+    HOUR_S,
+    RESTARTS_PER_DAY,
+    RESTARTS_PER_HOUR,
+    Backoff,
+    Budget,
+    Installation,
+    Journal,
+    Place,
+    Request,
+    Skip,
+    Submission,
+)
+from scx_enroll.plan import Held, Observed, Policy, Step, Wish, decide, due, needs_a_person, poll_after, until_of
+
+NOW = 1_700_000_000
+YEAR = 365 * DAY_S
+KEY = "k" * 64
+POLICY = Policy(cas=("ca01", "ca02"))
+NEW = Held("new", "leaf-new", NOW - DAY_S, NOW - DAY_S + YEAR)
+OLD = Held("old", "leaf-old", NOW - 200 * DAY_S, NOW - 200 * DAY_S + YEAR)
+GOOD = Observed(key=KEY, certificate=NEW.leaf, held=(NEW,), listening=True, served=NEW.leaf, inputs="i")
+EMPTY = replace(GOOD, certificate="self", held=(), served="self")
+SENT = Request("submitted", "ca01", "csr", KEY, 7, NOW - HOUR_S, 1, NOW + 60, pending=True)
+DOUBT = Request("doubtful", "ca01", "csr", KEY, None, NOW - HOUR_S, 1, NOW + 60, why="the reply was lost")
+
+
+def backoff(ca="ca01", retry="soon", status=5, at=NOW - 60, failures=1, inputs="i"):
+    return Backoff(ca, inputs, at, failures, retry, status, f"{ca} failed", "a hint")
+
+
+def skip(held=NEW, retry="later", status=9, at=NOW - 60, failures=1, inputs="i"):
+    return Skip(held.id, inputs, at, failures, retry, status, f"{held.id} was rolled back")
+
+
+def spent(count, age=60, counts=True):
+    return Budget(submissions=(Submission(NOW - age, counts),) * count)
+
+
+def restarts(count, age=60):
+    return Budget(restarts=(NOW - age,) * count)
+
+
+def at(seen=GOOD, journal=None, budget=None, wish=None, policy=POLICY, now=NOW):
+    """The decision of a case, told by what differs from a host where all is well."""
+    return decide(seen, policy, journal or Journal(), budget or Budget(), now, wish or Wish())
+
+
+def told(step):
+    return step.row, step.action, step.until, step.status
+
+
+# -- each row of the tables -----------------------------------------------------------------------------------------
+
+
+def test_all_is_well():
+    """C5: nothing until the renewal is due, with the generation named."""
+    step = at()
+    assert told(step) == ("C5", "nothing", due(NEW, POLICY, 0), 0)
+    assert step.reason == "generation new is valid and in service"
+    assert at(replace(GOOD, live=False, listening=False, served="")).reason == "generation new is valid and installed, not proven"
+
+
+@pytest.mark.parametrize("state", ["installing", "rolling_back"])
+def test_an_interrupted_installation_comes_before_everything(state):
+    """L1: also before a hold, a missing agent and a package manager; half an installation is nobody's wish."""
+    open_one = Journal(installation=Installation(state, target=Place("link"), previous=Place("link")), hold="by the operator")
+    step = at(replace(GOOD, blocked="no agent", busy="dpkg", key=""), open_one)
+    assert told(step) == ("L1", "recover", None, 0)
+    assert state in step.reason
+    assert plan.interrupted(open_one) == step
+    assert plan.interrupted(Journal()) is None
+
+
+def test_no_agent_was_found():
+    """L2: status 4 with what was seen and the next act; nothing changes by itself."""
+    step = at(replace(GOOD, blocked="no agent was found: ...", blocked_hint="install it"))
+    assert told(step) == ("L2", "wait", None, 4)
+    assert (step.reason, step.hint) == ("no agent was found: ...", "install it")
+
+
+@pytest.mark.parametrize("wish", [Wish(), Wish(now=True, hasty=True), Wish(renew=True)])
+def test_a_package_manager_is_at_work(wish):
+    """L3: `--now` skips no lock of others."""
+    assert told(at(replace(GOOD, busy="dpkg is changing packages"), wish=wish)) == ("L3", "wait", None, 4)
+
+
+def test_files_that_others_changed_a_moment_ago():
+    """L3: waited for until they were quiet for `settle`; `--now` does not, also after its first act has ended the haste elsewhere."""
+    seen = replace(GOOD, changed_at=NOW - 100)
+    assert told(at(seen)) == ("L3", "wait", NOW + 20, 4)
+    assert at(seen, now=NOW + 20).row == "C5"
+    assert at(seen, wish=Wish(hasty=True)).row == "C5"
+    assert at(seen, wish=Wish(renew=True)).row == "L3"
+    assert at(replace(GOOD, changed_at=NOW + 500)).row == "C5", "a change in the future is a wrong clock"
+
+
+def test_files_that_never_rest():
+    """L3: `settle` is at most half an hour long, whatever is configured; the reason gives the time that is waited."""
+    seen, policy = replace(GOOD, changed_at=NOW), replace(POLICY, settle_s=5 * HOUR_S)
+    assert at(seen, policy=policy).until == NOW + plan.MAX_SETTLE_S
+    assert at(seen, policy=policy, now=NOW + plan.MAX_SETTLE_S).row == "C5"
+
+
+def test_the_operator_said_hold():
+    """L4: nothing is changed, however urgent; the way out is the hint."""
+    step = at(EMPTY, Journal(hold="change freeze"), wish=Wish(now=True, renew=True))
+    assert told(step) == ("L4", "hold", None, 0)
+    assert (step.reason, step.hint) == ("held: change freeze", "scx-enroll release")
+
+
+def test_the_agent_has_no_key():
+    """L5: its own tool makes one, before anything is asked for."""
+    assert told(at(replace(EMPTY, key="", certificate="", listening=False, served=""))) == ("L5", "make_key", None, 0)
+
+
+def test_a_valid_certificate_that_is_not_in_our_records():
+    """L7: adopted without asking the CA: by hand, or the journal was lost."""
+    step = at(replace(GOOD, held=(), stranger=NEW))
+    assert told(step) == ("L7", "adopt", None, 0)
+
+
+def test_the_best_generation_is_not_installed():
+    """L7: installed without asking the CA, because another rewrote the link."""
+    step = at(replace(GOOD, certificate="self", served="self"))
+    assert (*told(step), step.generation) == ("L7", "install", None, 0, "new")
+    assert at(replace(GOOD, certificate="")).action == "install"
+
+
+def test_the_newest_valid_generation_is_the_best():
+    """L7: an older one that is valid too is no reason to go back, nor one that lasts longer."""
+    longer = replace(OLD, not_after=NOW + 10 * YEAR)
+    assert at(replace(GOOD, held=(longer, NEW, OLD))).row == "C5"
+    assert at(replace(GOOD, held=(longer, replace(NEW, mismatches=("cn: ...",))))).generation == "old"
+
+
+@pytest.mark.parametrize(("used", "row"), [(0, "install"), (1, "install"), (2, "wait"), (3, "wait")])
+def test_an_installation_needs_two_restarts(used, row):
+    """L7: one for it and one for its rollback, or it does not begin."""
+    step = at(replace(GOOD, certificate="self"), budget=restarts(used))
+    assert (step.row, step.action) == ("L7", row)
+    if row == "wait":
+        assert (step.until, step.status) == (NOW - 60 + HOUR_S, 4)
+        assert "restart budget" in step.reason
+
+
+@pytest.mark.parametrize("seen", [dict(live=False), dict(process="stopped", listening=False, served="")])
+def test_where_nothing_is_restarted_no_restart_is_needed(seen):
+    """L7: an image and an agent stopped on purpose get their certificate whatever the budget says."""
+    assert at(replace(GOOD, certificate="self", **seen), budget=restarts(9)).action == "install"
+
+
+def test_something_answers_although_the_agent_counts_as_stopped():
+    """L7: without a pid file a listener is restarted all the same (View.running), so the budget must allow it before it begins."""
+    step = at(replace(GOOD, certificate="self", served="self", process="stopped", listening=True), budget=restarts(3))
+    assert told(step) == ("L7", "wait", NOW - 60 + HOUR_S, 4)
+
+
+@pytest.mark.parametrize("served", ["self", "", "leaf-old"])
+def test_something_else_is_served(served):
+    """L8: installed and valid, but not what the port shows: restart, within the budget."""
+    seen = replace(GOOD, served=served)
+    assert (*told(at(seen)), at(seen).generation) == ("L8", "restart", None, 0, "new")
+    assert told(at(seen, budget=restarts(3))) == ("L8", "wait", NOW - 60 + HOUR_S, 4)
+    assert at(seen, budget=restarts(2)).action == "restart"
+
+
+@pytest.mark.parametrize("process", ["running", "died"])
+def test_nothing_listens(process):
+    """L9: started, within the budget; a pid file without a process is no stop on purpose."""
+    seen = replace(GOOD, listening=False, served="", process=process)
+    assert told(at(seen)) == ("L9", "restart", None, 0)
+    assert told(at(seen, budget=restarts(6, 2 * HOUR_S))) == ("L9", "wait", NOW - 2 * HOUR_S + DAY_S, 4)
+
+
+def test_an_agent_stopped_on_purpose_is_left_stopped():
+    """L9: nothing restarts it; renewal goes on."""
+    seen = replace(GOOD, listening=False, served="", process="stopped")
+    assert at(seen).row == "C5"
+    assert at(seen, now=NEW.not_after - DAY_S).action == "submit"
+
+
+def test_another_root_is_neither_probed_nor_restarted():
+    """L8, L9: an image's tree must not restart its builder's agent."""
+    assert at(replace(GOOD, live=False, listening=False, served="")).row == "C5"
+    assert at(replace(GOOD, live=False, listening=True, served="other")).row == "C5"
+
+
+def test_a_request_is_pending():
+    """C1: status 7 until the next poll; the hint names the CA and the request ID."""
+    step = at(EMPTY, Journal(request=SENT))
+    assert told(step) == ("C1", "wait", NOW + 60, 7)
+    assert "request ID 7 at ca01" in step.reason
+    assert "ca01" in step.hint
+    assert "request ID 7" in step.hint
+
+
+def test_a_certificate_could_not_be_fetched_yet():
+    """C1: stored with an ID but not read: status 5, because no person at the CA is waited for."""
+    step = at(EMPTY, Journal(request=replace(SENT, pending=False, why="time-out")))
+    assert told(step) == ("C1", "wait", NOW + 60, 5)
+    assert "time-out" in step.reason
+
+
+def test_a_poll_is_due():
+    """C1: at its time, and at once with `--now`."""
+    assert told(at(EMPTY, Journal(request=SENT), now=NOW + 60)) == ("C1", "poll", None, 0)
+    assert at(EMPTY, Journal(request=SENT), wish=Wish(now=True)).action == "poll"
+    assert at(EMPTY, Journal(request=SENT), wish=Wish(renew=True)).action == "wait"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [(dict(ca="gone"), "not configured any more"), (dict(spki="other"), "another key"), (dict(since=NOW - 30 * DAY_S), "30 days")],
+)
+def test_a_pending_request_that_ends_by_itself(change, why):
+    """C1: its CA left, its key is gone, or it is too old; the ID is in the log, so that it can be withdrawn."""
+    step = at(EMPTY, Journal(request=replace(SENT, **change)))
+    assert told(step) == ("C1", "abandon", None, 0)
+    assert why in step.reason
+    assert "request ID 7" in step.reason
+
+
+def test_nothing_is_submitted_beside_a_pending_request():
+    """C1 comes before C4: not even with `--renew`, nor for another CA."""
+    assert at(EMPTY, Journal(request=SENT), wish=Wish(renew=True)).row == "C1"
+
+
+def test_a_run_was_killed_during_the_post():
+    """C2: its fate is doubtful."""
+    assert told(at(EMPTY, Journal(request=replace(DOUBT, state="submitting")))) == ("C2", "lost", None, 0)
+
+
+def test_a_doubtful_request_cools_down_and_is_repeated_once():
+    """C2: 15 minutes, then the same CSR at the same CA; `--now` does not shorten it; twice sent, only a day ends it."""
+    journal = Journal(request=DOUBT)
+    assert told(at(EMPTY, journal)) == ("C2", "wait", NOW + 60, 5)
+    assert told(at(EMPTY, journal, wish=Wish(now=True, renew=True))) == ("C2", "wait", NOW + 60, 5)
+    step = at(EMPTY, journal, now=NOW + 60)
+    assert (*told(step), step.ca) == ("C2", "repeat", None, 0, "ca01")
+    twice = Journal(request=replace(DOUBT, tries=2))
+    assert told(at(EMPTY, twice)) == ("C2", "wait", DOUBT.since + DAY_S, 5)
+    assert at(EMPTY, twice, now=DOUBT.since + DAY_S).action == "abandon"
+
+
+@pytest.mark.parametrize("change", [dict(ca="gone"), dict(spki="other"), dict(since=NOW - DAY_S)])
+def test_a_doubtful_request_that_ends_by_itself(change):
+    """C2: its CA or key is not ours any more, or a day has passed."""
+    assert at(EMPTY, Journal(request=replace(DOUBT, **change))).action == "abandon"
+
+
+def test_a_repeated_post_counts_as_well():
+    """C2: it may issue a second certificate, so the budget must allow it."""
+    step = at(EMPTY, Journal(request=replace(DOUBT, next=NOW)), spent(3))
+    assert told(step) == ("C2", "wait", NOW - 60 + DAY_S, 6)
+
+
+def test_a_certificate_that_was_refused_here_is_not_asked_for_again():
+    """C3: status 8 until an input changes, whichever CA issued it; `--now` is no input, `--renew` is a person's word."""
+    journal = Journal(backoffs=(backoff("", "changed", 8),))
+    step = at(EMPTY, journal)
+    assert told(step) == ("C3", "wait", None, 8)
+    assert (step.reason, step.hint) == (" failed", "a hint")
+    assert at(EMPTY, journal, wish=Wish(now=True)).row == "C3"
+    assert at(EMPTY, journal, wish=Wish(renew=True)).action == "submit"
+    assert at(replace(EMPTY, inputs="other"), journal).action == "submit"
+
+
+def test_nothing_valid_is_held():
+    """C4: the first CA of this host's order is asked."""
+    step = at(EMPTY)
+    assert (*told(step), step.ca, step.reason) == ("C4", "submit", None, 0, "ca01", "no valid certificate is held")
+
+
+def test_renewal_is_due():
+    """C4: to the second."""
+    moment = due(NEW, POLICY, 0)
+    assert at(now=moment - 1).row == "C5"
+    step = at(now=moment)
+    assert (step.row, step.action, step.reason) == ("C4", "submit", "renewal of generation new is due")
+
+
+def test_a_new_certificate_was_asked_for():
+    """C4: `--renew` at once; `--now` alone asks for none."""
+    assert at(wish=Wish(renew=True)).reason == "a new certificate was asked for"
+    assert at(wish=Wish(now=True)).row == "C5"
+
+
+def test_a_ca_that_failed_is_not_asked_and_the_next_one_is():
+    """C4: fail-over; a back-off for all CAs stops all of them."""
+    assert at(EMPTY, Journal(backoffs=(backoff("ca01"),))).ca == "ca02"
+    assert at(EMPTY, Journal(backoffs=(backoff(""),))).action == "wait"
+
+
+def test_all_cas_have_failed():
+    """C4: until the first of them may be asked again; status, words and hint are those of the CA that this host prefers."""
+    step = at(EMPTY, Journal(backoffs=(backoff("ca01", "later", 6), backoff("ca02", "soon", 5))))
+    assert told(step) == ("C4", "wait", NOW - 60 + 300, 6)
+    assert (step.reason, step.hint) == ("ca01 failed", "a hint")
+
+
+def test_a_refused_password_is_not_tried_again_by_itself():
+    """C4: accounts lock; not with `--now`, only with other inputs or the operator's `--renew`."""
+    journal = Journal(backoffs=(backoff("ca01", "changed", 13), backoff("ca02", "changed", 13)))
+    assert told(at(EMPTY, journal)) == ("C4", "wait", None, 13)
+    assert at(EMPTY, journal, wish=Wish(now=True)).action == "wait"
+    assert at(EMPTY, journal, wish=Wish(renew=True)).action == "submit"
+    assert at(EMPTY, journal, now=NOW + 10 * YEAR).action == "wait"
+
+
+@pytest.mark.parametrize("wish", [Wish(now=True), Wish(renew=True), Wish(now=True, renew=True)])
+def test_a_ca_that_failed_in_this_run_is_not_asked_again_whatever_was_wished(wish):
+    """C4: a wish is good for one try of each CA; a refusal by us, which is for all of them, ends it."""
+    both = Journal(backoffs=(backoff("ca01"), backoff("ca02")))
+    assert at(EMPTY, both, wish=wish).ca == "ca01"
+    assert at(EMPTY, both, wish=replace(wish, tried=("ca01",))).ca == "ca02"
+    assert at(EMPTY, both, wish=replace(wish, tried=("ca01", "ca02"))).action == "wait"
+    refused = Journal(backoffs=(backoff("", "changed", 8),))
+    assert told(at(EMPTY, refused, wish=replace(wish, tried=("ca01",)))) == ("C3", "wait", None, 8)
+
+
+@pytest.mark.parametrize("retry", ["soon", "later"])
+def test_a_back_off_ends(retry):
+    """C4: by time, by `--now`, and by other inputs, to the second."""
+    entry = backoff("", retry)
+    until = until_of(entry)
+    assert told(at(EMPTY, Journal(backoffs=(entry,)))) == ("C4", "wait", until, 5)
+    assert at(EMPTY, Journal(backoffs=(entry,)), now=until).action == "submit"
+    assert at(EMPTY, Journal(backoffs=(entry,)), now=until - 1).action == "wait"
+    assert at(EMPTY, Journal(backoffs=(entry,)), wish=Wish(now=True)).action == "submit"
+    assert at(replace(EMPTY, inputs="other"), Journal(backoffs=(entry,))).action == "submit"
+
+
+@pytest.mark.parametrize("wish", [Wish(), Wish(now=True, renew=True)])
+@pytest.mark.parametrize("budget", [spent(3), spent(24, counts=False), spent(30)])
+def test_the_submission_budget_is_spent(budget, wish):
+    """C4: 3 that may have issued, 24 in all, whatever was wished; the last failure is told with its status."""
+    step = at(EMPTY, budget=budget, wish=wish)
+    assert told(step) == ("C4", "wait", NOW - 60 + DAY_S, 6)
+    step = at(EMPTY, Journal(backoffs=(backoff("ca01", "soon", 5),)), budget, wish)
+    assert (step.action, step.status) == ("wait", 5)
+    assert "ca01 failed" in step.reason
+    assert at(EMPTY, budget=budget, wish=wish, now=NOW - 60 + DAY_S).action == "submit"
+
+
+@pytest.mark.parametrize("budget", [spent(2), spent(23, counts=False)])
+def test_the_submission_budget_is_not_spent(budget):
+    """C4: one less than allowed."""
+    assert at(EMPTY, budget=budget).action == "submit"
+
+
+def test_a_generation_that_was_rolled_back_is_not_installed_again():
+    """C5: the older one stays, the failure is repeated with its status, and *until* is when it is tried again."""
+    seen = replace(GOOD, held=(NEW, OLD), certificate=OLD.leaf, served=OLD.leaf)
+    step = at(seen, Journal(skipped=(skip(),)))
+    assert (*told(step), step.reason) == ("C5", "wait", NOW - 60 + HOUR_S, 9, "new was rolled back")
+    assert "--now" in step.hint
+    assert at(seen, Journal(skipped=(skip(),)), now=NOW - 60 + HOUR_S).action == "install"
+    assert at(seen, Journal(skipped=(skip(),)), wish=Wish(now=True)).action == "install"
+    assert at(replace(seen, inputs="other"), Journal(skipped=(skip(),))).action == "install"
+
+
+def test_a_skipped_generation_is_not_asked_for_again():
+    """C4: it is valid, so that a new one of the same kind is not due before its renewal."""
+    seen = replace(EMPTY, held=(NEW,))
+    assert at(seen, Journal(skipped=(skip(retry="changed"),))).row == "C5"
+    assert at(seen, Journal(skipped=(skip(retry="changed"),)), now=due(NEW, POLICY, 0)).action == "submit"
+
+
+# -- precedence -----------------------------------------------------------------------------------------------------
+
+# What brings each row about, all of which can hold at once; the rows in the order of the tables.
+CAUSES = [
+    ("L1", dict(), dict(installation=Installation("installing", target=Place("link"), previous=Place("link")))),
+    ("L2", dict(blocked="no agent"), dict()),
+    ("L3", dict(busy="dpkg"), dict()),
+    ("L4", dict(), dict(hold="by the operator")),
+    ("L5", dict(key=""), dict()),
+    ("L7", dict(certificate="self", held=(OLD,)), dict()),
+    ("L8", dict(served="other", held=(OLD,)), dict()),
+    ("C1", dict(), dict(request=replace(SENT, ca="gone"))),
+    ("C3", dict(), dict(backoffs=(backoff("", "changed", 8),))),
+    ("C4", dict(), dict()),
+]
+
+
+@pytest.mark.parametrize("first", range(len(CAUSES)), ids=[row for row, *_ in CAUSES])
+@pytest.mark.parametrize("last", range(len(CAUSES)), ids=[row for row, *_ in CAUSES])
+def test_a_later_row_does_not_overtake_an_earlier_one(first, last):
+    """With the causes of two rows at once, the upper one decides."""
+    seen, journal = replace(GOOD, certificate=OLD.leaf, held=(), served=OLD.leaf), Journal()
+    for index in {first, last}:
+        _, observed, remembered = CAUSES[index]
+        seen, journal = replace(seen, **observed), replace(journal, **remembered)
+    assert at(seen, journal).row == CAUSES[min(first, last)][0]
+
+
+def test_healing_goes_on_while_a_request_is_pending():
+    """The two machines are apart: a link moved back is healed beside a pending and beside a doubtful request."""
+    for request in (SENT, DOUBT):
+        assert at(replace(GOOD, certificate="self", served="self"), Journal(request=request)).action == "install"
+        assert at(replace(GOOD, served="self"), Journal(request=request)).action == "restart"
+
+
+# -- times ----------------------------------------------------------------------------------------------------------
+
+fractions = st.integers(1, 99).map(lambda hundredths: Fraction(hundredths, 100))
+shares = st.integers(0, plan.SHARES - 1)
+lifetimes = st.integers(HOUR_S, 20 * YEAR)
+
+
+@given(fractions, fractions, shares, lifetimes, st.booleans())
+def test_renewal_is_never_due_outside_its_part_of_the_lifetime(at_, spread, share, lifetime, first):
+    """Inside [at - spread, at] of the certificate's real lifetime, the first one inside a spread of 1/3; never before it began."""
+    assume(spread < at_)
+    held = Held("x", "leaf", NOW, NOW + lifetime, first)
+    moment = due(held, replace(POLICY, at=at_, spread=spread), share)
+    wide = max(spread, Fraction(1, 3)) if first else spread
+    assert NOW <= moment <= NOW + lifetime * at_
+    assert moment > NOW + lifetime * (at_ - wide) - 1
+
+
+@given(fractions, fractions, shares)
+def test_a_certificate_is_not_due_on_the_day_it_was_issued(at_, spread, share):
+    """Where `at` is small, the wider spread of the first renewal must not make a new certificate due at once."""
+    assume(spread < at_)
+    assert due(Held("x", "leaf", NOW, NOW + YEAR, first=True), replace(POLICY, at=at_, spread=spread), share) > NOW + 60
+
+
+def test_hosts_renew_evenly_over_the_spread():
+    """Equal shares of the hosts in equal parts of the time, and the same host at the same place each time."""
+    held = replace(NEW, not_before=NOW, not_after=NOW + YEAR)
+    moments = sorted(due(held, POLICY, share) for share in range(0, plan.SHARES, plan.SHARES // 1000))
+    first, last = NOW + YEAR * (POLICY.at - POLICY.spread), NOW + YEAR * POLICY.at
+    for tenth in range(10):
+        low, high = (first + (last - first) * part / 10 for part in (tenth, tenth + 1))
+        assert 90 <= sum(low <= moment < high for moment in moments) <= 110
+    assert {due(held, POLICY, 12345) for _ in range(3)} == {due(held, POLICY, 12345)}
+
+
+def test_the_first_renewals_of_a_roll_out_are_spread_wider():
+    """A fleet that enrolled in one hour does not come back in one month."""
+    first = replace(NEW, first=True)
+    last_share = plan.SHARES - 1
+    assert due(first, POLICY, 0) == due(NEW, POLICY, 0)
+    assert due(first, POLICY, 0) - due(first, POLICY, last_share) >= (due(NEW, POLICY, 0) - due(NEW, POLICY, last_share)) * 3.3
+    wide = replace(POLICY, spread=Fraction(1, 2))
+    assert due(first, wide, last_share) == due(NEW, wide, last_share)
+
+
+@given(st.integers(0, 60 * DAY_S), st.integers(0, 60 * DAY_S))
+def test_polls_become_rarer_with_the_age_of_the_request(age, older):
+    """Between a minute and four hours, never shorter for an older request: who issues at once is seen at once."""
+    age, older = sorted((age, older))
+    assert 60 <= poll_after(age) <= poll_after(older) <= 4 * HOUR_S
+
+
+@given(st.sampled_from([backoff, skip]), st.integers(-3, 10**9), st.sampled_from([("soon", 300, 7200), ("later", 3600, 86400)]))
+def test_back_off_doubles_up_to_its_bound(make, failures, kind):
+    """From 5 minutes to 2 hours, from an hour to a day; any count in a journal gives a time."""
+    retry, first, longest = kind
+    wait = until_of(make(retry=retry, failures=failures, at=NOW)) - NOW
+    assert wait == min(first * 2 ** min(max(failures - 1, 0), 40), longest)
+    assert until_of(make(retry="changed", failures=failures)) is None
+
+
+@pytest.mark.parametrize("retry", ["soon", "later"])
+def test_a_clock_that_was_set_back_ends_a_back_off(retry):
+    """A failure recorded in 2030 by a wrong clock must not keep the CA from being asked until 2030."""
+    ahead = backoff("", retry, at=NOW + 5 * YEAR)
+    assert at(EMPTY, Journal(backoffs=(ahead,))).action == "submit" or at(EMPTY, Journal(backoffs=(ahead,)), now=NOW + DAY_S + 1).action == "submit"
+
+
+def test_a_clock_that_was_set_back_ends_the_wait_for_a_poll():
+    """No poll is more than four hours away, whatever clock wrote its time."""
+    journal = Journal(request=replace(SENT, since=NOW + 5 * YEAR, next=NOW + 5 * YEAR))
+    assert at(EMPTY, journal, now=NOW + plan.POLL_S[1] + 1).action == "poll"
+
+
+def test_a_clock_that_was_set_back_ends_a_doubt():
+    """A doubtful request of the future is repeated or given up within a day, too."""
+    for tries in (1, 2):
+        journal = Journal(request=replace(DOUBT, since=NOW + 5 * YEAR, next=NOW + 5 * YEAR, tries=tries))
+        assert at(EMPTY, journal, now=NOW + DAY_S + 1).action in ("repeat", "abandon")
+
+
+# -- unattended -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", range(14))
+def test_an_unattended_run_fails_only_where_a_person_is_needed(status):
+    """Waiting is no failure while time remains; once less than a tenth is left it is; anything else always is."""
+    patient = status in (4, 5, 7, 11)
+    end = NEW.not_after - (NEW.not_after - NEW.not_before) // 10
+    assert needs_a_person(status, (NEW,), NOW) is (status != 0 and not patient)
+    assert needs_a_person(status, (NEW,), end + 2) is (status != 0)
+    assert needs_a_person(status, (), NOW) is (status != 0 and not patient)
+
+
+def test_the_best_certificate_decides_how_much_time_remains():
+    """An old one near its end is no reason while a new one is held; one that is over is a reason, not an end of it."""
+    ending = replace(OLD, not_after=NOW + 60)
+    assert not needs_a_person(5, (ending, NEW), NOW)
+    assert needs_a_person(5, (ending,), NOW)
+    assert needs_a_person(5, (replace(OLD, not_after=NOW - 1),), NOW)
+
+
+# -- properties over everything that can be observed ----------------------------------------------------------------
+
+PAST = (NOW - 2 * DAY_S, NOW - DAY_S, NOW - 2 * HOUR_S, NOW - HOUR_S, NOW - 60, NOW - 1, NOW, 0)
+ANY = (*PAST, NOW + 1, NOW + 60, NOW + HOUR_S, NOW + 3 * DAY_S)
+
+
+class Cases:
+    """Draws whole cases from one random source of hypothesis: a strategy for each field would take 50 times as long."""
+
+    def __init__(self, random, written, planned):
+        self.random, self.written, self.planned = random, written, planned
+
+    def one(self, *values):
+        return self.random.choice(values)
+
+    def when(self, values):
+        return self.random.choice(values) + (self.random.randrange(-HOUR_S, 1) if self.random.random() < 0.5 else 0)
+
+    def some(self, most, make):
+        return tuple(make() for _ in range(self.random.randrange(most + 1)))
+
+    def held(self):
+        found = []
+        for name in self.random.sample(["g1", "g2", "g3"], self.random.randrange(4)):
+            begin, end = self.random.randrange(NOW - 300 * DAY_S, NOW + 1), self.random.randrange(NOW + 60, NOW + 300 * DAY_S)
+            found.append(Held(name, f"leaf-{name}", begin, end, self.one(True, False), self.one((), (), ("cn: ...",))))
+        return tuple(found)
+
+    def seen(self):
+        leaves = ("leaf-g1", "leaf-g2", "leaf-g3", "self", "")
+        listening = self.one(True, False)
+        return Observed(
+            blocked=self.one("", "", "", "", "", "no agent"), busy=self.one("", "", "", "", "", "dpkg"),
+            changed_at=self.one(0, self.when(self.written)), key=self.one(KEY, KEY, KEY, KEY, KEY, ""), certificate=self.one(*leaves),
+            held=self.held(), stranger=self.one(None, None, None, None, NEW), live=self.one(True, False), listening=listening,
+            served=self.one(*leaves) if listening else "", process=self.one("running", "stopped", "died"),
+            inputs=self.one("i", "i", "i", "other"), share=self.random.randrange(plan.SHARES),
+        )
+
+    def failure(self, kind, subject, status):
+        retry = self.one("soon", "later", "changed")
+        rest = (self.one("i", "i", "i", "other"), self.when(self.written), self.random.randrange(1, 40), retry)
+        if status == 8:
+            rest = (*rest[:2], 1, "changed")
+        return kind(subject, *rest, status, "a message", *(("a hint",) if kind is Backoff else ()))
+
+    def journal(self):
+        request = Request(
+            self.one("none", "none", "none", "submitting", "submitted", "doubtful"), self.one("ca01", "ca02", "gone"), "csr",
+            self.one(KEY, KEY, "other"), 7, self.when(self.written), self.random.randrange(1, 4), self.when(self.planned),
+            pending=self.one(True, False),
+        )
+        open_one = Installation("installing", target=Place("link"), previous=Place("link"))
+        cas = self.random.sample(["ca01", "ca02", ""], self.random.randrange(4))
+        ids = self.random.sample(["g1", "g2", "g3"], self.random.randrange(4))
+        return Journal(
+            request=request,
+            installation=self.one(*[Installation()] * 11, open_one),
+            backoffs=tuple(self.failure(Backoff, ca, self.one(5, 6, 13, *([] if ca else [8]))) for ca in cas),
+            skipped=tuple(self.failure(Skip, name, 9) for name in ids),
+            hold=self.one("", "", "", "", "", "by the operator"),
+        )
+
+    def budget(self):
+        return Budget(
+            submissions=self.some(6, lambda: Submission(self.when(self.written), self.one(True, False))),
+            restarts=self.some(7, lambda: self.when(self.written)),
+        )
+
+    def policy(self):
+        spread, at_ = sorted((Fraction(self.random.randrange(1, 50), 100), Fraction(self.random.randrange(50, 100), 100)))
+        return Policy(
+            self.one(("ca01",), ("ca01", "ca02"), ("ca02", "ca01")), at_, spread, self.random.randrange(1, 5),
+            self.random.randrange(1, 7), self.one(DAY_S, 30 * DAY_S), self.one(0, 120, 9999),
+        )
+
+    def wish(self):
+        return Wish(self.one(True, False), self.one(True, False), self.one(True, False), self.one((), (), ("ca01",), ("ca01", "ca02")))
+
+    def case(self):
+        return self.seen(), self.policy(), self.journal(), self.budget(), self.wish()
+
+
+sources = st.randoms(use_true_random=True)
+
+
+def each(random, check, written=ANY, planned=ANY):
+    """Twenty cases at a time; the one that fails is shown."""
+    source = Cases(random, written, planned)
+    for _ in range(20):
+        case = source.case()
+        try:
+            check(*case)
+        except AssertionError:
+            note("\n".join(map(repr, case)))
+            raise
+
+
+@given(sources, st.sampled_from([NOW, 0, NOW - DAY_S, NOW + 900 * DAY_S]))
+def test_no_observation_is_without_a_decision(random, now):
+    """Whatever was seen: one step, the same each time, that the driver knows, with words for a person; nothing is raised."""
+    each(random, lambda *case: sensible(*case, now))
+
+
+def sensible(seen, policy, journal, budget, wish, now):
+    step = decide(seen, policy, journal, budget, now, wish)
+    assert step == decide(seen, policy, journal, budget, now, wish)
+    assert isinstance(step, Step)
+    assert step.reason or step.row == "L2"
+    assert step.action in {"recover", "make_key", "adopt", "install", "restart", "submit", "repeat", "poll", "abandon", "lost",
+                           "wait", "hold", "nothing"}
+    assert step.until is None or step.until > now
+    assert (step.until is None) or step.action in ("wait", "nothing"), "only a step that waits has an end of waiting"
+    if step.action not in ("wait", "nothing", "hold"):
+        assert step.status == 0
+    if step.action == "wait":
+        assert step.status or step.row == "C5", "a run that waits repeats the status of what it waits for"
+
+
+def available_restarts(budget, now):
+    used = budget.current(now).restarts
+    return min(RESTARTS_PER_HOUR - sum(at > now - HOUR_S for at in used), RESTARTS_PER_DAY - len(used))
+
+
+@given(sources)
+def test_a_submission_that_is_forbidden(random):
+    """No POST beside a pending or doubtful request, while held, without agent or key, during a back-off, over a budget."""
+    each(random, submits_only_where_allowed)
+
+
+def submits_only_where_allowed(seen, policy, journal, budget, wish):
+    step = decide(seen, policy, journal, budget, NOW, wish)
+    if step.action not in ("submit", "repeat"):
+        return
+    sent = budget.current(NOW).submissions
+    assert sum(s.counts for s in sent) < policy.certificates_per_day
+    assert len(sent) < policy.submissions_per_day
+    assert not (journal.hold or seen.blocked or seen.busy)
+    assert seen.key
+    assert journal.installation.state == "settled"
+    assert step.ca in policy.cas
+    if step.action == "repeat":
+        assert (journal.request.state, journal.request.ca, journal.request.spki) == ("doubtful", step.ca, seen.key)
+        assert journal.request.tries < 2
+        assert journal.request.next <= NOW, "`--now` does not shorten a cool-down"
+        return
+    assert journal.request.state == "none"
+    for entry in journal.backoffs:
+        if entry.ca in ("", step.ca) and entry.inputs == seen.inputs:
+            ended = until_of(entry) is not None and until_of(entry) <= NOW
+            wished = wish.renew or (wish.now and entry.retry != "changed")
+            again = wish.tried if not entry.ca else entry.ca in wish.tried
+            assert ended or (wished and not again), "a back-off forbids it"
+    fit = [held for held in seen.held if not held.mismatches]
+    assert wish.renew or not fit or due(max(fit, key=lambda h: (h.not_before, h.not_after, h.id)), policy, seen.share) <= NOW
+
+
+@given(sources)
+def test_a_restart_that_is_forbidden(random):
+    """None of an agent that is stopped or not this root's, none beyond the budget, no installation that could not be undone."""
+    each(random, restarts_only_where_allowed)
+
+
+def restarts_only_where_allowed(seen, policy, journal, budget, wish):
+    step = decide(seen, policy, journal, budget, NOW, wish)
+    if step.action in ("install", "restart"):
+        assert not (journal.hold or seen.blocked or seen.busy)
+        held = next(h for h in seen.held if h.id == step.generation)
+        assert not held.mismatches
+        assert not any(
+            s.generation == held.id and s.inputs == seen.inputs and not wish.now and (until_of(s) is None or until_of(s) > NOW)
+            for s in journal.skipped
+        )
+    if step.action == "restart":
+        assert available_restarts(budget, NOW) >= 1
+        assert seen.live
+        assert seen.process != "stopped" or seen.listening
+        assert seen.certificate == held.leaf, "only what is installed can be served"
+    if step.action == "install" and seen.live and seen.process != "stopped":
+        assert available_restarts(budget, NOW) >= 2
+
+
+@given(sources)
+def test_until_is_honest(random):
+    """An idle run relies on it: before that time nothing else is decided unless something outside changes."""
+    each(random, stays_as_it_is, PAST, ANY)
+
+
+def stays_as_it_is(seen, policy, journal, budget, wish):
+    step = decide(seen, policy, journal, budget, NOW, wish)
+    if step.action not in ("wait", "hold", "nothing"):
+        return
+    end = step.until if step.until is not None else NOW + 400 * DAY_S
+    # the times at which something could change, and one between
+    marks = [until_of(failure) for failure in (*journal.skipped, *journal.backoffs)] + [due(held, policy, seen.share) for held in seen.held]
+    marks += [journal.request.next, journal.request.since + policy.pending_s, journal.request.since + DAY_S]
+    for moment in {mark for mark in marks if mark is not None and NOW <= mark < end} | {end - 1, (NOW + end) // 2}:
+        later = decide(seen, policy, journal, budget, moment, wish)
+        assert (later.row, later.action, later.status) == (step.row, step.action, step.status), f"{moment - NOW} s later"
+
+
+def test_until_ends_with_the_life_of_a_pending_request():
+    """The request is given up before its next poll is due: *until* must not lie beyond that."""
+    journal = Journal(request=replace(SENT, since=NOW - 30 * DAY_S + 30, next=NOW + 3600))
+    assert at(EMPTY, journal).until == NOW + 30
+
+
+def test_until_ends_with_the_day_of_a_doubtful_request():
+    """A cool-down that began late, or a spent budget, does not outlast the day after which it is given up."""
+    journal = Journal(request=replace(DOUBT, since=NOW - DAY_S + 30, next=NOW + 600))
+    assert at(EMPTY, journal).until == NOW + 30
+    over = Journal(request=replace(DOUBT, since=NOW - DAY_S + 30, next=NOW - 1))
+    assert at(EMPTY, over, spent(3)).until == NOW + 30
+
+
+def test_until_ends_when_a_skipped_generation_is_tried_again():
+    """C4 waits two hours for the CA, but the generation that was rolled back is installed again before that."""
+    seen = replace(GOOD, held=(replace(NEW, not_before=NOW - 300 * DAY_S, not_after=NOW + 65 * DAY_S),), certificate="self", served="self")
+    journal = Journal(skipped=(skip(at=NOW - HOUR_S + 30),), backoffs=(backoff("", "later", 6, at=NOW),))
+    step = at(seen, journal)
+    assert (step.row, step.until) == ("C4", NOW + 30)
+    assert at(seen, journal, now=NOW + 30).action == "install"
+
+
+def test_until_ends_when_renewal_of_a_skipped_generation_is_due():
+    """C5: a generation skipped until inputs change is renewed all the same, so that time is named."""
+    seen = replace(EMPTY, held=(NEW,))
+    assert at(seen, Journal(skipped=(skip(retry="changed"),))).until == due(NEW, POLICY, 0)

@@ -1,0 +1,743 @@
+"""Whole runs against a real HTTPS CA and a real listening agent: every ending that docs/exit-status.md promises."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+
+from scx_enroll import enroll
+from scx_enroll.plan import COOL_DOWN_S
+from tests.lab.agent import LAYOUTS, LabHost, fingerprint
+from tests.lab.authority import WRONG, to_pem
+from tests.lab.ca import LabCA
+from tests.scene import Scene
+
+HOUR_S = 3600
+REFUSED_BY_US = [kind for kind in WRONG if kind not in ("", "short", "san")]  # without SAN the CN serves, as SCOM asks
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Iterator[LabCA]:
+    """A CA that issues at once."""
+    with LabCA(tmp_path / "ca") as lab:
+        yield lab
+
+
+@pytest.fixture
+def scene(tmp_path: Path, ca: LabCA) -> Iterator[Scene]:
+    """A host with a running agent that serves its self-signed certificate."""
+    with LabHost(tmp_path / "host", key="ec:secp256r1") as host:
+        host.knobs(poll=0.02)
+        host.start()
+        yield Scene(host, [ca])
+
+
+def unchanged(scene: Scene, before: Any, served: str) -> None:
+    """Nothing that the agent reads or serves is other than before."""
+    assert scene.host.snapshot() == before
+    assert scene.served == served
+
+
+# -- the good endings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "pegasus"])
+@pytest.mark.parametrize("key", ["rsa:3072", "rsa:2048", "ec:secp256r1", "ec:secp384r1"])
+def test_first_run_enrols_every_layout_and_key(tmp_path: Path, ca: LabCA, layout: str, key: str) -> None:
+    """The promise itself: one run, one certificate, one restart, and the port serves it."""
+    if key != "ec:secp256r1" and layout != "omi":
+        key = "ec:secp256r1"
+    with LabHost(tmp_path / "host", layout, key=key) as host:
+        host.start()
+        scene = Scene(host, [ca])
+        ended = scene.run()
+        assert (ended.status, ended.rows) == (0, ("C4", "L7")), ended
+        assert scene.is_enrolled()
+        assert (ca.authority.issued, ca.count_post, host.restarts) == (1, 1, 1)
+        assert Path(host.path(host.certificate)).is_symlink()
+        assert not Path(host.path("/etc/opt/omi/ssl/.omi_cert_marker")).exists()
+
+
+def test_leaf_alone_is_installed_readable_by_all(scene: Scene) -> None:
+    """The agent sends only the first certificate, and its account must be able to read it."""
+    scene.run()
+    target = Path(scene.host.resolve(scene.host.certificate))
+    assert target.read_bytes().count(b"BEGIN CERTIFICATE") == 1
+    assert target.stat().st_mode & 0o7777 == 0o444
+    assert not Path(scene.host.path(scene.host.certificate)).readlink().is_absolute()
+
+
+def test_second_run_touches_neither_network_nor_agent_nor_disk(scene: Scene, ca: LabCA) -> None:
+    """It is what a fleet executes all day."""
+    scene.run()
+    before, gets, state = scene.host.snapshot(), ca.count_get, scene.remembered()
+    ended = scene.run()
+    assert (ended.status, ended.rows) == (0, ())
+    assert (ca.count_get, ca.count_post, scene.host.restarts) == (gets, 1, 1)
+    assert scene.host.snapshot() == before
+    assert scene.remembered() == state
+
+
+def test_renewal_when_due_installs_the_new_one(tmp_path: Path) -> None:
+    """Certificates run out; the lifetime that counts is the certificate's real one."""
+    offset = [0]
+    with LabCA(tmp_path / "ca", lifetime=600, clock=lambda: time.time() + offset[0]) as ca, \
+            LabHost(tmp_path / "host", key="ec:secp256r1") as host:
+        host.start()
+        scene = Scene(host, [ca], {"spread": "1/100", "at": "2/3"})
+        scene.run()
+        first = scene.served
+        scene.offset_s = offset[0] = ca.switches.date_offset = 250
+        ended = scene.run()
+        assert (ended.status, ended.rows) == (0, ("C4", "L7"))
+        assert scene.is_enrolled()
+        assert scene.served != first
+        assert ca.authority.issued == 2
+
+
+def test_renew_asks_at_once(scene: Scene, ca: LabCA) -> None:
+    """An operator who changed the template wants the new certificate now."""
+    scene.run()
+    first = scene.served
+    assert scene.run(renew=True).status == 0
+    assert scene.is_enrolled()
+    assert scene.served != first
+    copies = list(Path(scene.host.path(scene.host.certificate)).parent.glob("scx-enroll-*"))
+    assert len(copies) == 1, "copies that nothing refers to are removed"
+
+
+def test_alternative_names_are_asked_for_and_checked(scene: Scene) -> None:
+    """A host that SCOM knows by a second name needs it in the SAN."""
+    scene.configure(alternative_names="old.lab.test")
+    ended = scene.run()
+    assert ended.status == 0
+    assert ended.result and ended.result.view.found and ended.result.view.found.installed
+    assert set(ended.result.view.found.installed.names) == {scene.host.fqdn, "old.lab.test"}
+
+
+def test_pending_then_approved_on_a_later_run(scene: Scene, ca: LabCA) -> None:
+    """A template with manager approval must end in one certificate, however long that takes."""
+    ca.switches.mode = "pending"
+    before, served = scene.host.snapshot(), scene.served
+    ended = scene.run()
+    assert ended.status == 7
+    assert "request ID 1" in ended.message
+    assert "must issue or deny" in ended.hint
+    unchanged(scene, before, served)
+    assert scene.run().status == 7, "a run that only waits repeats the status"
+    ca.authority.approve(1)
+    assert scene.run(now=True).status == 0
+    assert scene.is_enrolled()
+    assert (ca.count_post, ca.authority.issued) == (1, 1)
+
+
+def test_pending_then_denied_is_not_asked_again(scene: Scene, ca: LabCA) -> None:
+    """A manager's no is final for the ID, and asking at once again would only annoy."""
+    ca.switches.mode = "pending"
+    before, served = scene.host.snapshot(), scene.served
+    scene.run()
+    ca.authority.deny(1)
+    assert scene.run(now=True).status == 6
+    assert scene.run().status == 6
+    assert ca.count_post == 1
+    unchanged(scene, before, served)
+
+
+# -- the CA says no, or nothing -------------------------------------------------------------------------------------
+
+
+def test_denial_is_told_with_its_cause_and_not_repeated(scene: Scene, ca: LabCA) -> None:
+    """Status 6, the template's problem named, and no second POST before the back-off ends."""
+    ca.switches.mode = "deny"
+    before, served = scene.host.snapshot(), scene.served
+    ended = scene.run()
+    assert ended.status == 6
+    assert "0x80094012" in ended.message
+    assert ended.hint
+    assert scene.run().status == 6
+    assert ca.count_post == 1
+    unchanged(scene, before, served)
+    ca.switches.mode = "issue"
+    assert scene.run(now=True).status == 0
+
+
+def test_ca_down_is_unreachable_and_nothing_is_sent(scene: Scene, ca: LabCA) -> None:
+    """Surely not stored: tried again later, and it costs nothing of the budget."""
+    ca.stop()
+    before, served = scene.host.snapshot(), scene.served
+    ended = scene.run()
+    assert ended.status == 5
+    unchanged(scene, before, served)
+    ca.start()
+    ended = scene.run()
+    assert (ended.status, ca.count_post) == (5, 0), "the back-off holds"
+    scene.offset_s = 301
+    ca.switches.date_offset = 301
+    assert scene.run().status == 0
+    assert ca.authority.issued == 1
+
+
+def test_stopped_certsvc_costs_no_certificate(scene: Scene, ca: LabCA) -> None:
+    """The web server lives, the CA behind it doesn't: surely not stored."""
+    ca.switches.unavailable = "post"
+    ended = scene.run()
+    assert ended.status == 5
+    assert ended.result
+    assert [s.counts for s in ended.result.budget.submissions] == [False]
+    ca.switches.unavailable = ""
+    assert scene.run(now=True).status == 0
+    assert ca.authority.issued == 1
+
+
+@pytest.mark.parametrize(("lost", "rows"), [("before", 1), ("after", 2), ("truncated", 2)])
+def test_reply_lost_sends_the_same_csr_once_more_after_a_pause(scene: Scene, ca: LabCA, lost: str, rows: int) -> None:
+    """The server has no idempotency: an answer that was lost must cost one more certificate at the most."""
+    ca.switches.lost, ca.switches.lost_times = lost, 1
+    before, served = scene.host.snapshot(), scene.served
+    ended = scene.run()
+    assert ended.status == 5
+    assert "doubtful" in ended.message
+    assert scene.run(now=True).status == 5, "not even --now shortens the pause"
+    assert ca.count_post == 1
+    unchanged(scene, before, served)
+    scene.offset_s = COOL_DOWN_S + 1
+    assert scene.run().status == 0
+    assert scene.is_enrolled()
+    assert len(ca.authority.rows) == rows
+    assert len({row.csr for row in ca.authority.rows.values()}) == 1
+
+
+def test_reply_lost_twice_waits_a_day(scene: Scene, ca: LabCA) -> None:
+    """Twice doubtful may be two certificates; a person can look at the CA meanwhile."""
+    ca.switches.lost = "after"
+    scene.run()
+    scene.offset_s = COOL_DOWN_S + 1
+    assert scene.run().status == 5
+    scene.offset_s = 12 * HOUR_S
+    assert scene.run(now=True).status == 5
+    assert ca.count_post == 2
+
+
+def test_certificate_not_fetched_is_fetched_later_without_a_second_post(scene: Scene, ca: LabCA) -> None:
+    """Once the ID is known nothing is doubtful: GETs only."""
+    ca.switches.cer_fails = 1
+    ended = scene.run()
+    assert ended.status == 5
+    assert scene.run(now=True).status == 0
+    assert (ca.count_post, ca.authority.issued) == (1, 1)
+    assert scene.is_enrolled()
+
+
+def test_unrecognised_page_is_kept_as_a_skeleton(scene: Scene, ca: LabCA) -> None:
+    """Nothing may be concluded from it, and a bug report needs something to show."""
+    ca.switches.answer, ca.switches.answer_on = "login", "post"
+    ended = scene.run()
+    assert ended.status == 5
+    (page,) = (scene.state / "pages").iterdir()
+    assert str(page.name) in ended.message
+    assert page.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("wrong", REFUSED_BY_US)
+def test_wrong_certificate_changes_nothing_and_is_not_asked_for_again(scene: Scene, ca: LabCA, wrong: str) -> None:
+    """A certificate that SCOM or the agent would not take must not replace one that works, nor be bought twice."""
+    ca.switches.wrong = wrong
+    before, served = scene.host.snapshot(), scene.served
+    ended = scene.run()
+    assert ended.status == 8, ended
+    unchanged(scene, before, served)
+    assert scene.run().status == 8
+    scene.offset_s = 36 * HOUR_S
+    assert scene.run().status == 8, "time alone does not mend a template"
+    assert ca.count_post == 1
+    assert scene.host.restarts == 0
+
+
+def test_refused_certificate_is_asked_for_again_when_the_operator_says_so(scene: Scene, ca: LabCA) -> None:
+    """The template is mended on the CA, which no input of this host shows."""
+    ca.switches.wrong = "eku"
+    scene.run()
+    ca.switches.wrong = ""
+    assert scene.run(renew=True).status == 0
+    assert scene.is_enrolled()
+
+
+def test_refused_password_is_tried_once_until_it_changes(scene: Scene, ca: LabCA) -> None:
+    """Accounts lock."""
+    scene.write("password0", b"not the password\n", 0o600)
+    ended = scene.run()
+    assert ended.status == 13
+    scene.offset_s = 30 * 24 * HOUR_S
+    assert scene.run().status == 13
+    assert scene.run(now=True).status == 13
+    assert ca.bad_passwords == 1
+    scene.offset_s = 0
+    scene.write("password0", ca.password.encode(), 0o600)
+    assert scene.run().status == 0
+
+
+def test_budget_of_certificates_is_kept_whatever_is_asked(scene: Scene, ca: LabCA) -> None:
+    """Three a day, however often somebody calls for more."""
+    for _ in range(5):
+        last = scene.run(renew=True)
+        scene.offset_s += 61 * 60  # another hour of restarts
+        ca.switches.date_offset = scene.offset_s
+    assert ca.authority.issued == 3
+    assert "budget" in last.message
+    assert last.status != 0
+    assert scene.is_enrolled()
+
+
+def test_ca_that_leads_to_no_configured_root_gets_no_request(scene: Scene, ca: LabCA) -> None:
+    """What can fail after a certificate was issued should fail before."""
+    scene.write("ca0.pem", Path(ca.server_trust).read_bytes())
+    ended = scene.run()
+    assert ended.status == 3
+    assert "nothing was sent" in ended.message
+    assert ca.count_post == 0
+
+
+def test_clock_far_from_the_cas_sends_nothing(scene: Scene, ca: LabCA) -> None:
+    """A wrong clock makes a good certificate look expired."""
+    ca.switches.date_offset = 400
+    ended = scene.run()
+    assert ended.status == 12
+    assert "clock" in ended.message
+    assert ca.count_post == 0
+
+
+def test_web_server_that_is_not_trusted_gets_no_password(scene: Scene, ca: LabCA) -> None:
+    """There is no switch that turns verification off."""
+    scene.write("web0.pem", Path(ca.issuer_trust).read_bytes())
+    assert scene.run().status == 5
+    assert ca.log == []
+
+
+def test_second_ca_is_asked_where_the_first_surely_stored_nothing(tmp_path: Path) -> None:
+    """One CA in maintenance must not stop a fleet."""
+    with LabCA(tmp_path / "a") as a, LabCA(tmp_path / "b") as b, LabHost(tmp_path / "host", key="ec:secp256r1") as host:
+        host.start()
+        scene = Scene(host, [a, b])
+        scene.run()
+        first, second = (a, b) if a.authority.issued else (b, a)
+        first.stop()
+        ended = scene.run(renew=True)
+        assert ended.status == 0
+        assert second.authority.issued == 1
+        assert scene.is_enrolled()
+
+
+def test_doubtful_request_stays_with_its_ca(tmp_path: Path) -> None:
+    """The first CA may have issued: a second one must not issue another."""
+    with LabCA(tmp_path / "a") as a, LabCA(tmp_path / "b") as b, LabHost(tmp_path / "host", key="ec:secp256r1") as host:
+        host.start()
+        scene = Scene(host, [a, b])
+        for ca in (a, b):
+            ca.switches.lost, ca.switches.lost_times = "after", 1
+        assert scene.run().status == 5
+        assert scene.posts == 1
+        scene.offset_s = COOL_DOWN_S + 1
+        assert scene.run().status == 0
+        assert sorted((a.authority.issued, b.authority.issued)) == [0, 2]
+
+
+# -- the agent ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["omi", "omi-regular", "classic-omi"])
+def test_agent_that_refuses_the_new_pair_gets_the_old_one_back(tmp_path: Path, ca: LabCA, layout: str) -> None:
+    """The agent's tools say "started" when it died: only the wire tells, and the host must be as it was."""
+    with LabHost(tmp_path / "host", layout, key="ec:secp256r1") as host:
+        host.knobs(poll=0.02)
+        host.start()
+        scene = Scene(host, [ca])
+        before, served = host.snapshot(), scene.served
+        host.refuse_new()
+        ended = scene.run()
+        assert ended.status == 9, ended
+        after = host.snapshot()
+        assert {name: entry for name, entry in after.items() if not name.rpartition("/")[2].startswith("scx-enroll-")} == before
+        assert after.keys() == before.keys(), "no copy is left behind"
+        assert scene.served == served
+        restarts = host.restarts
+        again = scene.run()
+        assert (again.status, again.rows, ca.count_post, host.restarts) == (9, (), 1, restarts)
+        host.accept_all()
+        scene.offset_s = 61 * 60
+        assert scene.run().status == 0, "after the back-off the same certificate is tried again, not a new one"
+        assert ca.count_post == 1
+        assert scene.is_enrolled()
+
+
+def test_agent_that_refuses_a_renewal_serves_the_earlier_certificate(scene: Scene) -> None:
+    """Rollback goes to the last certificate that worked, not to the self-signed one."""
+    scene.run()
+    served = scene.served
+    scene.host.refuse_new()
+    scene.offset_s = 61 * 60
+    scene.cas[0].switches.date_offset = scene.offset_s
+    assert scene.run(renew=True).status == 9
+    assert scene.served == served == scene.installed
+
+
+def test_agent_that_takes_nothing_any_more_keeps_the_one_that_verifies(scene: Scene) -> None:
+    """If the old pair does not come up either, the pair was not the cause."""
+    scene.host.knobs(serve_only=["0" * 64])
+    ended = scene.run()
+    assert ended.status == 10
+    assert scene.served == ""
+    known = {fingerprint(row.certificate) for row in scene.cas[0].authority.rows.values()}
+    assert scene.installed in known
+    scene.host.accept_all()
+    scene.offset_s = 61 * 60
+    assert scene.run().status == 0, "started again within the budget"
+    assert scene.is_enrolled()
+    assert scene.cas[0].count_post == 1
+
+
+def test_slow_stop_that_ends_with_nothing_running_is_started_again(scene: Scene) -> None:
+    """The agent's own restart says 0 and leaves nothing running when its stop outlasts the poll."""
+    scene.host.slow_stop(seconds=1.0, poll=0.01)
+    assert scene.run().status == 0
+    assert scene.is_enrolled()
+
+
+def test_restart_that_does_nothing_is_rolled_back(scene: Scene) -> None:
+    """A stray process makes every restart a silent no-op with status 0."""
+    before, served = scene.host.snapshot(), scene.served
+    scene.host.ignore_restart()
+    ended = scene.run()
+    assert ended.status == 9
+    unchanged(scene, before, served)
+
+
+def test_missing_control_command_changes_nothing_for_good(scene: Scene) -> None:
+    """Without scxadmin nothing can be proved."""
+    served = scene.served
+    before = {k: v for k, v in scene.host.snapshot().items() if "/ssl" in k}
+    scene.host.remove_scxadmin()
+    ended = scene.run()
+    assert ended.status == 9
+    assert "scxadmin" in ended.message
+    unchanged(scene, before, served)
+
+
+def test_agent_stopped_on_purpose_is_left_stopped_and_proved_later(scene: Scene) -> None:
+    """An operator who stopped it has a reason."""
+    scene.host.stop()
+    ended = scene.run()
+    assert ended.status == 0
+    assert scene.served == ""
+    assert scene.host.pid == 0
+    assert "not proven" in ended.message
+    scene.host.start()
+    assert scene.is_enrolled()
+    scene.run()
+    assert b'"proven": true' in (scene.state / "journal.json").read_bytes()
+
+
+def test_dead_agent_gets_no_certificate_it_could_not_prove(scene: Scene) -> None:
+    """A failed proof must mean something, so the present agent has to answer first."""
+    scene.host.kill()
+    ended = scene.run()
+    assert ended.status == 4
+    assert scene.posts == 0
+
+
+def test_dead_agent_with_a_valid_certificate_is_started_once(scene: Scene) -> None:
+    """L9: nothing listens, and it was not stopped on purpose."""
+    scene.run()
+    scene.host.kill()
+    ended = scene.run()
+    assert (ended.status, ended.rows) == (0, ("L9",))
+    assert scene.is_enrolled()
+
+
+def test_link_moved_back_is_healed_without_ca_and_without_restart(scene: Scene, ca: LabCA) -> None:
+    """The least that helps: the process still serves our certificate."""
+    scene.run()
+    gets = ca.count_get
+    scene.host.move_link_back()
+    ended = scene.run()
+    assert (ended.status, ended.rows) == (0, ("L7",))
+    assert (ca.count_get, ca.count_post, scene.host.restarts) == (gets, 1, 1)
+    assert scene.is_enrolled()
+
+
+def test_link_moved_back_and_agent_restarted_by_others_is_healed(scene: Scene, ca: LabCA) -> None:
+    """The whole drift, seen on the wire."""
+    scene.run()
+    scene.host.move_link_back()
+    scene.host.restart()
+    assert not scene.is_enrolled()
+    assert scene.run().status == 0
+    assert scene.is_enrolled()
+    assert ca.count_post == 1
+
+
+def test_certificate_overwritten_through_our_link_is_put_back_from_the_record(scene: Scene, ca: LabCA) -> None:
+    """SCOM's signing writes through the links, so the copy in the agent's folder is not the record."""
+    scene.run()
+    served = scene.served
+    scene.host.scom_sign()
+    assert scene.served != served
+    assert scene.run().status == 0
+    assert scene.served == served
+    assert ca.count_post == 1
+
+
+def test_new_key_gets_a_new_certificate(scene: Scene, ca: LabCA) -> None:
+    """A package upgrade threw the key away: the old certificate must not be paired with the new key."""
+    scene.run()
+    scene.host.scxsslconfig_f()
+    scene.host.restart()
+    assert scene.run().status == 0
+    assert scene.is_enrolled()
+    assert ca.count_post == 2
+
+
+def test_missing_key_is_made_by_the_agents_own_tool(scene: Scene) -> None:
+    """L5: a fresh image may have no key yet."""
+    scene.host.stop()
+    for name in (scene.host.key, scene.host.certificate):
+        Path(scene.host.path(name)).unlink()
+    ended = scene.run()
+    assert ended.rows[0] == "L5"
+    assert ended.status == 0
+    scene.host.start()
+    assert scene.is_enrolled()
+
+
+def test_files_that_changed_just_now_are_waited_for(scene: Scene) -> None:
+    """A package is being installed: two hands in one folder."""
+    scene.configure(settle="2m")
+    ended = scene.run()
+    assert (ended.status, scene.posts) == (4, 0)
+    assert scene.run(now=True).status == 0
+    assert scene.run().status == 0, "our own change is not somebody else's"
+
+
+# -- interrupted, lost, brought by hand -----------------------------------------------------------------------------
+
+
+def test_lost_journal_adopts_what_is_installed_without_the_ca(scene: Scene, ca: LabCA) -> None:
+    """State lost must not cost a certificate."""
+    scene.run()
+    served, intermediate = scene.served, to_pem(ca.authority.chain()[:1])
+    subprocess.run(["rm", "-rf", str(scene.state)], check=True)
+    scene.write("ca0.pem", Path(ca.issuer_trust).read_bytes() + intermediate)
+    gets = ca.count_get
+    ended = scene.run()
+    assert (ended.status, ended.rows, ca.count_get, ca.count_post) == (0, ("L7",), gets, 1)
+    assert scene.served == served
+    assert scene.host.restarts == 1
+
+
+def test_lost_journal_with_unknown_intermediate_asks_for_the_chain_only(scene: Scene, ca: LabCA) -> None:
+    """GETs tell the chain; a POST would buy what is there already."""
+    scene.run()
+    served = scene.served
+    subprocess.run(["rm", "-rf", str(scene.state)], check=True)
+    ended = scene.run()
+    assert (ended.status, ca.count_post, scene.host.restarts) == (0, 1, 1)
+    assert scene.served == served
+
+
+def test_damaged_journal_is_refused_and_nothing_changes(scene: Scene) -> None:
+    """Guessing at what was going on could end in a dead agent."""
+    scene.run()
+    path = scene.state / "journal.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    before, served, state = scene.host.snapshot(), scene.served, scene.remembered()
+    ended = scene.run()
+    assert ended.status == 12
+    assert "move" in ended.hint
+    unchanged(scene, before, served)
+    assert scene.remembered() == state
+
+
+def test_csr_and_install_do_the_same_without_a_ca_connection(scene: Scene, ca: LabCA, tmp_path: Path) -> None:
+    """A host in a cut-off network gets its certificate on a stick."""
+    ca.stop()
+    csr = scene.command("csr")
+    assert (csr.returncode, csr.stderr) == (0, "")
+    leaf = ca.authority.issue(csr.stdout.encode())
+    file = tmp_path / "issued.pem"
+    file.write_bytes(to_pem([leaf, *ca.authority.chain()]))
+    done = scene.command("install", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert scene.served == scene.installed == fingerprint(leaf)
+    assert scene.run().status == 0, "and it stays"
+
+
+@pytest.mark.parametrize("wrong", ["key", "name", "eku", "issuer", "expired"])
+def test_install_of_a_wrong_file_changes_nothing(scene: Scene, ca: LabCA, tmp_path: Path, wrong: str) -> None:
+    """The same judgement as for what the CA sends."""
+    csr = scene.command("csr").stdout.encode()
+    file = tmp_path / "issued.pem"
+    file.write_bytes(to_pem([ca.authority.issue(csr, wrong=wrong), *ca.authority.chain()]))
+    before, served = scene.host.snapshot(), scene.served
+    done = scene.command("install", str(file))
+    assert done.returncode == 8
+    assert "hint:" in done.stderr
+    unchanged(scene, before, served)
+
+
+def test_rollback_returns_proves_and_holds_until_release(scene: Scene, ca: LabCA) -> None:
+    """Undo is one command, and the timer does not undo the undo."""
+    served = scene.served
+    scene.run()
+    enrolled = scene.served
+    assert scene.do(enroll.roll_back).status == 0
+    assert scene.served == served
+    assert scene.run().rows == ()
+    assert scene.do(enroll.hold, "").status == 0
+    assert scene.run().rows == (), "what the operator rolled back is not installed again by itself"
+    scene.offset_s = HOUR_S + 1  # two restarts so far
+    assert scene.run(now=True).rows == ("L7",)
+    assert scene.served == enrolled
+    assert ca.count_post == 1
+
+
+def test_rollback_of_a_renewal_returns_to_the_certificate_before(scene: Scene) -> None:
+    """Its copy is gone from the agent's folder; the record is not."""
+    scene.run()
+    first = scene.served
+    scene.run(renew=True)
+    assert scene.served != first
+    assert scene.do(enroll.roll_back).status == 0
+    assert scene.served == first == scene.installed
+
+
+def test_rollback_with_nothing_before_says_so(scene: Scene) -> None:
+    """There is nothing to undo."""
+    assert scene.do(enroll.roll_back).status == 2
+
+
+def test_image_tree_is_installed_unproven_and_nothing_is_started(scene: Scene) -> None:
+    """An image's tree must not restart its builder's agent."""
+    served, calls = scene.served, len(scene.host.calls)
+    ended = scene.run(live=False)
+    assert ended.status == 0
+    assert "not proven" in ended.message
+    assert len(scene.host.calls) == calls
+    assert scene.served == served
+    assert scene.run().status == 0, "the first live run proves it"
+    assert scene.is_enrolled()
+
+
+def test_dry_run_changes_nothing(scene: Scene, ca: LabCA) -> None:
+    """It prints the step, the reason, and stops."""
+    before, served = scene.host.snapshot(), scene.served
+    done = scene.command("run", "--dry-run")
+    assert done.returncode == 0
+    assert done.stdout.startswith("C4 submit:")
+    assert ca.log == []
+    assert not scene.state.exists()
+    unchanged(scene, before, served)
+
+
+def test_status_changes_nothing_and_tells_both_certificates(scene: Scene) -> None:
+    """The first thing an operator types."""
+    scene.run()
+    state = scene.remembered()
+    done = scene.command("status")
+    assert done.returncode == 0
+    assert scene.served in done.stdout
+    assert "renewal due" in done.stdout
+    assert scene.remembered() == state
+
+
+def test_second_run_at_once_is_busy_and_names_the_holder(scene: Scene, ca: LabCA) -> None:
+    """The timer and a person at the same time."""
+    ca.switches.slow = 1.5
+    first = subprocess.Popen(scene.argv("run"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 10
+        while not ca.log and time.monotonic() < deadline:
+            time.sleep(0.02)
+        second = scene.command("run")
+        assert second.returncode == 11
+        assert f"process {first.pid}" in second.stderr
+        third = scene.command("run", "--wait", "60")
+        assert third.returncode == 0
+    finally:
+        first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert ca.authority.issued == 1
+
+
+def test_sigterm_finishes_the_step_and_the_next_run_goes_on(scene: Scene, ca: LabCA) -> None:
+    """A unit that is stopped must not leave a doubtful request behind."""
+    ca.switches.slow, ca.switches.slow_on = 1.0, "post"
+    child = subprocess.Popen(scene.argv("run"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 10
+    while not ca.count_post and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=30)
+    assert child.returncode == -signal.SIGTERM
+    ca.switches.slow = 0
+    assert scene.run().status == 0
+    assert (ca.count_post, ca.authority.issued) == (1, 1)
+
+
+def test_unattended_run_is_silent_and_succeeds_while_it_only_waits(scene: Scene, ca: LabCA) -> None:
+    """Waiting is no failure of the unit."""
+    ca.switches.mode = "pending"
+    assert scene.command("run", "--unattended").returncode == 0
+    done = scene.command("run", "--unattended")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_unattended_run_fails_where_a_person_is_needed(scene: Scene, ca: LabCA) -> None:
+    """What needs a person is visible in systemctl --failed."""
+    ca.switches.mode = "deny"
+    done = scene.command("run", "--unattended")
+    assert done.returncode == 6
+    assert "hint:" in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["denied", "password", "trust", "refused", "lost", "unknown", "good"])
+def test_the_password_is_in_nothing_that_is_written_or_printed(scene: Scene, ca: LabCA, fault: str) -> None:
+    """Secrets never reach a log, an error, a saved page, or a file that others may read."""
+    import base64
+
+    ca.switches.mode = "deny" if fault == "denied" else "issue"
+    ca.switches.wrong = "eku" if fault == "refused" else ""
+    ca.switches.lost = "after" if fault == "lost" else ""
+    ca.switches.answer, ca.switches.answer_on = ("login", "post") if fault == "unknown" else ("", "all")
+    marker = "marker-Zo3kQ9-secret" if fault == "password" else ca.password
+    scene.write("password0", marker.encode(), 0o600)
+    if fault == "trust":
+        scene.write("web0.pem", Path(ca.issuer_trust).read_bytes())
+    done = scene.command("run", "--verbose")
+    said = done.stdout + done.stderr + scene.command("status", "--json").stdout
+    pair = f"{ca.user}:{marker}".encode()
+    needles = [marker, base64.b64encode(pair).decode(), base64.b64encode(marker.encode()).decode().rstrip("=")]
+    files = [path for path in Path(scene.host.root).rglob("*") if path.is_file() and path.name != "password0"]
+    written = [path for path in files if any(needle.encode() in path.read_bytes() for needle in needles)]
+    assert written == []
+    assert not any(needle in said for needle in needles)
+    key = Path(scene.host.path(scene.host.key)).read_bytes().split(b"\n")[2]
+    assert key.decode() not in said
+    assert [path for path in files if key in path.read_bytes()] == [Path(scene.host.resolve(scene.host.key))]
+
+
+def test_nothing_listens_on_the_port_scom_uses(scene: Scene) -> None:
+    """1270 not listed is a configuration fault of the agent, not of the enrolment."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        conf = scene.write("scx-enroll.conf", (scene.etc / "scx-enroll.conf").read_bytes().replace(
+            f"port = {scene.host.port}".encode(), f"port = {taken.getsockname()[1]}".encode()))
+        assert conf.exists()
+        ended = scene.run()
+    assert ended.status == 4
+    assert "httpsport" in ended.message
+    assert scene.posts == 0
