@@ -94,7 +94,7 @@ class Acquisition:
                 f"the agent does not answer on port {ready.agent.port}, so a new certificate could not be proved",
                 f"start it ({ready.agent.scxadmin} -start) and see {ready.agent.log}",
             )
-        conversation = self.line.connect(self.site.root, ca)
+        conversation = self._connect(ca)
         if not self._preflight(conversation, ca, view, renew=renew) or not still_due():
             return False
         csr = request.build_csr(ready.spec, request.load_key(ready.pair.key or b""))
@@ -108,7 +108,7 @@ class Acquisition:
         """Send the CSR of a doubtful request once more, so that either certificate fits."""
         entry = self.store.journal.request
         ca = self._ca(entry.ca)
-        conversation = self.line.connect(self.site.root, ca)
+        conversation = self._connect(ca)
         self._spend(self.site.clock())
         self.store.request("submit", tries=entry.tries + 1)
         self._record(conversation.submit(entry.csr.encode(), self._identified), view, ca)
@@ -117,7 +117,11 @@ class Acquisition:
         """Ask what became of a request; GETs only."""
         entry = self.store.journal.request
         ca = self._ca(entry.ca)
-        self._record(self.line.connect(self.site.root, ca).fetch(entry.id or 0), view, ca)
+        self._record(self._connect(ca).fetch(entry.id or 0), view, ca)
+
+    def _connect(self, ca: CA) -> "cas.Conversation":
+        self.site.waiting(f"waiting for {ca.server}")
+        return self.line.connect(self.site.root, ca)
 
     def abandon(self) -> None:
         """Give a request up."""
@@ -225,6 +229,8 @@ class Acquisition:
         self, view: View, ca: CA, retry: str, problem: EnrollError, *, event: str = "", every: bool = False
     ) -> None:
         """Record why this CA (`every`: any) is not asked for now, and the event of the request machine with it."""
+        if retry == "changed":  # a cure at the CA is no change that can be seen from here
+            problem = type(problem)(problem.message, f"{problem.hint}; then: scx-enroll run --renew")
         server, inputs, now = "" if every else ca.server, view.seen.inputs, self.site.clock()
         secret = self._mark(ca) if retry == "changed" and isinstance(problem, SigninRefused) else ""
         entry = self.store.journal

@@ -11,6 +11,7 @@ from scx_enroll import __version__
 from scx_enroll.errors import EnrollError, HostError, Unconfigured, UsageError
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
+MAX_WAIT_S = 24 * 3600  # for the lock; a run takes minutes
 QUIET_POLL_S = 15.0
 MAX_QUIET_S = 30 * 60  # an unattended run waits this long for others to finish with the agent's files
 
@@ -25,6 +26,7 @@ Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that 
     --wait SECONDS wait for another run to end
     --unattended   for the timer: quiet, and status 0 while nothing needs a person
   status           what is installed, served, pending and due
+    --json         print facts as JSON; also with run, install, rollback
   csr              print a certificate request for the agent's key
   install FILE     verify a certificate brought by hand, and put it in service
   rollback         go back to what was installed before, prove it, and hold
@@ -35,8 +37,7 @@ options:
   --config FILE    instead of /etc/scx-enroll/scx-enroll.conf and conf.d
   --root DIR       take every path beneath DIR; nothing there is started or probed
   --live           the agent beneath --root runs here: restart and probe it
-  --json           print facts as JSON (run, status)
-  --verbose        say more, on standard error
+  --verbose        say why each step was taken, and what it waits for
   --version, --help
 
 exit status: 0 done, 1 bug, 2 usage, 3 configuration, 4 agent, 5 CA unreachable, 6 CA refused, 7 pending,
@@ -57,7 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--config")
     common.add_argument("--root")
     common.add_argument("--live", action="store_true")
-    common.add_argument("--json", action="store_true")
     common.add_argument("--verbose", action="store_true")
     parser = _Parser(prog="scx-enroll", parents=[common], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"scx-enroll {__version__}")
@@ -69,15 +69,20 @@ def _parser() -> argparse.ArgumentParser:
         made["run"].add_argument(option, action="store_true")
     for verb in ("run", "install", "rollback", "hold", "release"):
         made[verb].add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS")
+    for verb in ("run", "status", "install", "rollback"):
+        made[verb].add_argument("--json", action="store_true", default=argparse.SUPPRESS)
     made["install"].add_argument("file", metavar="FILE")
     made["hold"].add_argument("reason", nargs="?", default="by the operator", metavar="REASON")
     return parser
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 24 * 3600:
-        raise ValueError(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= MAX_WAIT_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {MAX_WAIT_S}")
     return value
 
 
@@ -103,9 +108,9 @@ class _Signals:
         raise SystemExit(128 + self.caught)
 
 
-def _progress() -> Callable[[str], None]:
-    """Tell a person at a terminal what a long wait is for, each thing once; say nothing to a log."""
-    if not sys.stderr.isatty():
+def _progress(*, verbose: bool) -> Callable[[str], None]:
+    """Tell a person at a terminal what a long wait is for, each thing once; say nothing to a log unless asked."""
+    if not sys.stderr.isatty() and not verbose:
         return lambda _message: None
     told: List[str] = []
 
@@ -134,7 +139,7 @@ class _Call:
         self.root = Root(self.given.get("root", "/"), self.flag("live"))
         wish = Wish(now=self.flag("now"), renew=self.flag("renew"))
         self.options = enroll.Options(self.given.get("config", ""), wish, self.given.get("wait", 0.0))
-        self.tools = enroll.Tools(waiting=_progress(), acted=self._acted, stopping=lambda: signals.caught != 0)
+        self.tools = enroll.Tools(waiting=_progress(verbose=self.flag("verbose")), acted=self._acted, stopping=lambda: signals.caught != 0)
 
     def flag(self, name: str) -> bool:
         """Whether an option without value was given."""
@@ -142,7 +147,7 @@ class _Call:
 
     def _acted(self, step: Any) -> None:
         if not self.json:
-            sys.stdout.write(f"scx-enroll: {self.report.acted(step)}\n")
+            sys.stdout.write(self.report.acted(step, verbose=self.flag("verbose")))
             sys.stdout.flush()
 
     def end(self, result: Any) -> int:
@@ -220,11 +225,15 @@ class _Call:
 
     def hold(self) -> int:
         """Hold."""
-        return self.end(self.enroll.hold(self.root, self.options, self.tools, self.given["reason"]))
+        self.enroll.hold(self.root, self.options, self.tools, self.given["reason"])
+        sys.stdout.write(f"scx-enroll: held: {self.given['reason']}; nothing is changed until: scx-enroll release\n")
+        return 0
 
     def release(self) -> int:
         """End a hold."""
-        return self.end(self.enroll.hold(self.root, self.options, self.tools, ""))
+        self.enroll.hold(self.root, self.options, self.tools, "")
+        sys.stdout.write("scx-enroll: released; the next run goes on\n")
+        return 0
 
 
 VERBS: Dict[str, Callable[[_Call], int]] = {

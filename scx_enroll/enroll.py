@@ -102,9 +102,9 @@ class Run:
         step, failure = self.decide(view), self.acquisition.failure
         return Result(step, view, self.config, store.journal, store.budget, store.generations(), acts, failure)
 
-    def converge(self) -> Result:
-        """Act until nothing can be done now. Raises what goes wrong on this host."""
-        acts: List[Step] = []
+    def converge(self, *done: Step) -> Result:
+        """Act until nothing can be done now; `done` was done already. Raises what goes wrong on this host."""
+        acts: List[Step] = list(done)
         self.acquisition.forget_old_secrets()
         while len(acts) < MAX_STEPS:
             view = self.look()
@@ -216,7 +216,7 @@ def _site(root: Root, tools: Tools) -> Site:
     return Site(root, tools.store(root), tools.patience, tools.clock, tools.waiting)
 
 
-def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Run], T]) -> T:
+def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T]) -> T:
     """Take the lock, finish or undo what a killed run left, even where the configuration no longer reads; then `work`."""
     if root.path == "/" and os.geteuid() != 0:
         raise HostError("only root may do this", "run it as root, or through sudo")
@@ -227,7 +227,7 @@ def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Run], T]
         if step:
             transaction.proceed(site)
             tools.acted(step)
-        return work(Run(site, tools, _config(root, options), options.wish))
+        return work(site)
 
 
 def _config(root: Root, options: Options) -> Config:
@@ -236,14 +236,18 @@ def _config(root: Root, options: Options) -> Config:
 
 def run(root: Root, options: Options, tools: Tools) -> Result:
     """Make the host match its configuration. Raises EnrollError for what goes wrong on this host."""
-    return _locked(root, options, tools, Run.converge)
+    return _locked(root, options, tools, lambda site: _run(site, options, tools).converge())
+
+
+def _run(site: Site, options: Options, tools: Tools) -> Run:
+    return Run(site, tools, _config(site.root, options), options.wish)
 
 
 def inspect(root: Root, options: Options, tools: Tools) -> Result:
     """Look and plan, and change nothing; needs no lock, since the journal is replaced whole."""
     site = _site(root, tools)
     site.store.load()
-    return Run(site, tools, _config(root, options), options.wish).result()
+    return _run(site, options, tools).result()
 
 
 def make_csr(root: Root, options: Options, tools: Tools) -> bytes:
@@ -257,8 +261,9 @@ def make_csr(root: Root, options: Options, tools: Tools) -> bytes:
 def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) -> Result:
     """Verify a certificate that was brought by hand, and put it in service by the same transaction."""
 
-    def work(run: Run) -> Result:
-        view, store = run.look(), run.site.store
+    def work(site: Site) -> Result:
+        run = _run(site, options, tools)
+        view, store = run.look(), site.store
         ready, seen, now = view.ready, view.seen, run.site.clock()
         found = verify.read(data)
         leaf = next((der for der in found if verify.facts(der).spki == seen.key), None)
@@ -267,7 +272,7 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
                 f"{name} holds no certificate for the agent's key, among {len(found)}",
                 "make the request with: scx-enroll csr, and save its certificate as Base-64",
             )
-        rest = tuple(der for der in found if der != leaf)
+        rest = (*(der for der in found if der != leaf), *observe.known_chains(store.generations()))
         wrong = min(
             (observe.judge(root, ready.agent, run.config, ca, ready.spec, seen.key, leaf, rest, now) for ca in run.config.cas),
             key=len,
@@ -285,9 +290,12 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
         }
         kept = tuple(s for s in store.journal.skipped if s.generation not in (generation.id, *newer))
         store.update(skipped=(*kept, *newer.values()), latch=latch(run.site, run.config, view))
-        if seen.certificate != verify.facts(leaf).leaf:
-            run.put_in_service(view, generation)
-        return run.converge()
+        if seen.certificate == verify.facts(leaf).leaf:
+            return run.converge()
+        run.put_in_service(view, generation)
+        step = Step("L7", "install", f"{name} was given by the operator", generation=generation.id)
+        tools.acted(step)
+        return run.converge(step)
 
     return _locked(root, options, tools, work)
 
@@ -295,27 +303,23 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
 def roll_back(root: Root, options: Options, tools: Tools) -> Result:
     """Go back to what was installed before, prove it, and hold."""
 
-    def work(run: Run) -> Result:
-        view, before = run.look(), run.site.store.journal.before
+    def work(site: Site) -> Result:
+        run = _run(site, options, tools)
+        view, before = run.look(), site.store.journal.before
         if before is None or not before.leaf:
             raise UsageError("nothing was installed before, so there is nothing to go back to", "see: scx-enroll status")
-        hold = f"rolled back by the operator at {when(run.site.clock())}"
-        transaction.put_back(
-            run.site, view.ready.agent, before, running=view.running, inputs=view.seen.inputs, hold=hold
-        )
-        return run.result()
+        hold = f"rolled back by the operator at {when(site.clock())}"
+        transaction.put_back(site, view.ready.agent, before, running=view.running, inputs=view.seen.inputs, hold=hold)
+        step = Step("L4", "roll_back", f"certificate {before.leaf[:16]} is in place again")
+        tools.acted(step)
+        return run.result((step,))
 
     return _locked(root, options, tools, work)
 
 
-def hold(root: Root, options: Options, tools: Tools, reason: str) -> Result:
-    """Change nothing until released (`reason` given), or release ("")."""
-
-    def work(run: Run) -> Result:
-        run.site.store.update(hold=reason)
-        return run.result()
-
-    return _locked(root, options, tools, work)
+def hold(root: Root, options: Options, tools: Tools, reason: str) -> None:
+    """Change nothing until released (`reason` given), or release (""); needs no configuration and no agent."""
+    _locked(root, options, tools, lambda site: site.store.update(hold=reason))
 
 
 def when(at: int) -> str:

@@ -158,6 +158,7 @@ class Origin:
     obtained: int = 0
     first: bool = False  # the first of this host: its renewal is spread wider
     how: str = "issued"  # "issued" | "adopted" | "file"
+    number: int = 0  # the how-manieth of this host; set by the store
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from scx_enroll import journal as j
 from scx_enroll import request, service, verify
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.config import CA, Config
-from scx_enroll.errors import AgentNotReady, ConfigError, HostError
+from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, HostError
 from scx_enroll.plan import Held, Observed, Policy
 from scx_enroll.request import RequestSpec
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Generation, Store
-from scx_enroll.transaction import signature
+from scx_enroll.transaction import certificates_of, signature
 
 MAX_TRUST_BYTES = 1 << 20  # a system's whole bundle has 250 kB
 MAX_HOSTNAME_BYTES = 4096
@@ -176,8 +176,8 @@ def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now:
         spki = request.spki_of(request.load_key(pair.key)) if pair.key is not None else ""
     except AgentNotReady as problem:
         return View(Observed(blocked=problem.message, blocked_hint=problem.hint), _policy(config, share), None)
-    certificates = verify.read(pair.certificate or b"")
-    installed = verify.facts(certificates[0]) if certificates else None
+    certificates = certificates_of(pair.certificate)
+    installed = _facts(certificates)
     fqdn = host_fqdn(root, config, store.journal.latch, installed)
     spec = RequestSpec(fqdn, config.host.alternative_names)
     share = share_of(fqdn)
@@ -191,20 +191,22 @@ def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now:
         return min(found, key=len)
 
     held: Dict[str, Held] = {}
-    for generation in store.generations():
+    generations = store.generations()
+    for generation in generations:
         der = verify.read(generation.certificate)[0]
         facts = verify.facts(der)
         if facts.spki == spki:
             wrong = judged(der, verify.read(generation.chain), generation.origin.ca)
             held[facts.leaf] = Held(
                 generation.id, facts.leaf, facts.not_before, facts.not_after, generation.origin.first,
-                tuple(f"{m.what}: {m.detail}" for m in wrong),
+                generation.origin.number, tuple(f"{m.what}: {m.detail}" for m in wrong),
             )
     adoptable, wrong = None, ()
     if installed and installed.leaf not in held:
-        wrong = judged(certificates[0], certificates[1:], "")
+        known = (*certificates[1:], *known_chains(generations))
+        wrong = judged(certificates[0], known, "")
         if not wrong:
-            chain = verify.chain(certificates[0], (*certificates[1:], *pool))
+            chain = verify.chain(certificates[0], (*known, *pool))
             origin = j.Origin(obtained=now, first=True, how="adopted")
             pem = b"".join(map(verify.pem, chain))
             adoptable = Generation(installed.leaf[:16], verify.pem(certificates[0]), pem, origin)
@@ -229,6 +231,19 @@ def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now:
     )
     notes = _notes(root, store, config, certificates, spec)
     return View(seen, _policy(config, share), Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes))
+
+
+def known_chains(generations: Tuple[Generation, ...]) -> Tuple[bytes, ...]:
+    """Return every intermediate that came with a generation, DER."""
+    return tuple(der for generation in generations for der in verify.read(generation.chain))
+
+
+def _facts(certificates: Tuple[bytes, ...]) -> Optional[verify.Facts]:
+    """Return the facts of the first certificate; None where there is none that can be read."""
+    try:
+        return verify.facts(certificates[0]) if certificates else None
+    except CertificateRefused:
+        return None
 
 
 def _policy(config: Config, share: int) -> Policy:
@@ -268,4 +283,3 @@ def account_can_read(agent: Agent, root: Root) -> None:
     folder = readable_by(agent, root)
     if folder:
         raise HostError(f"the agent's account {agent.account} can't enter {folder}", f"chmod a+x {folder}")
-

@@ -5,7 +5,7 @@ whatever the certification authority is doing; CA sees to it that a fresh one is
 when it would not change by itself. Times are whole seconds since the epoch, handed in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Callable, Optional, Tuple, Union
 
@@ -28,6 +28,7 @@ MAX_POSTS_PER_CSR = 2
 FIRST_SPREAD = Fraction(1, 3)  # of the first renewal after a roll-out, which is when a whole fleet enrolled at once
 SHARES = 1 << 32  # a host's share of the spread is share / SHARES
 BACKOFF_S = {"soon": (5 * 60, 2 * HOUR_S), "later": (HOUR_S, DAY_S)}  # first and longest wait; each failure doubles it
+RESTARTS_HINT = "it goes on by itself then; where nobody asked for so many, find out who changes or stops the agent"
 PATIENT_STATUSES = (4, 5, 7, 11)  # what a run that only waits ends with
 LAST_PART = 0.1  # of a certificate's lifetime: waiting needs a person then
 POLL_S = (60, 4 * HOUR_S)  # a pending request is polled after a quarter of its age, within these
@@ -42,6 +43,7 @@ class Held:
     not_before: int
     not_after: int
     first: bool = False
+    number: int = 0  # the how-manieth that was obtained
     mismatches: Tuple[str, ...] = ()
 
 
@@ -113,9 +115,9 @@ class _Case:
 
     @property
     def valid(self) -> Tuple[Held, ...]:
-        """Newest issue first; among equals the one that lasts longest."""
+        """Newest issue first; among equals the one obtained last."""
         fit = [held for held in self.seen.held if not held.mismatches]
-        return tuple(sorted(fit, key=lambda held: (held.not_before, held.not_after, held.id), reverse=True))
+        return tuple(sorted(fit, key=lambda held: (held.not_before, held.number, held.id), reverse=True))
 
     def skip(self, held: Held) -> Optional[Skip]:
         """Why this certificate is not installed now; `--now` ends it."""
@@ -226,9 +228,8 @@ def _not_installed(case: _Case) -> Optional[Step]:
     best, seen = case.best, case.seen
     if best is None or seen.certificate == best.leaf:
         return None
-    if seen.live and seen.process != "stopped":
-        return _within_restarts(case, Step("L7", "install", f"generation {best.id} is not installed", generation=best.id), 2)
-    return Step("L7", "install", f"generation {best.id} is not installed", generation=best.id)
+    step = Step("L7", "install", f"generation {best.id} is valid and not in place", generation=best.id)
+    return _within_restarts(case, step, 2) if seen.live and seen.process != "stopped" else step
 
 
 def _not_served(case: _Case) -> Optional[Step]:
@@ -251,7 +252,7 @@ def _within_restarts(case: _Case, step: Step, needed: int) -> Step:
     if until <= case.now:
         return step
     reason = f"{step.reason}, but the restart budget is spent ({RESTARTS_PER_HOUR} an hour, {RESTARTS_PER_DAY} a day)"
-    return Step(step.row, "wait", reason, until=until, status=4, hint="find out who changes or stops the agent")
+    return Step(step.row, "wait", reason, until=until, status=4, hint=RESTARTS_HINT)
 
 
 # -- the certification authority: hold a fresh certificate for what is wanted ---------------------------------------
@@ -317,11 +318,14 @@ def _needed(case: _Case) -> Optional[Step]:
     over = _over_budget(case, "C4")
     if over:
         return over
+    step = Step("C4", "submit", reason)
+    if case.seen.live and case.seen.process != "stopped" and case.budget.restarts_until(2) > case.now:
+        return _within_restarts(case, step, 2)  # a certificate that can't be installed is not worth a request
     waits = []
     for ca in case.policy.cas:
         backoff = case.backoff(ca)
         if backoff is None:
-            return Step("C4", "submit", reason, ca=ca)
+            return replace(step, ca=ca)
         waits.append(backoff)
     untils = [until for until in map(until_of, waits) if until is not None]
     first = waits[0]

@@ -18,6 +18,7 @@ ACTED = {
     "make_key": "let the agent's own tool make a key",
     "adopt": "adopted the certificate that is installed",
     "install": "installed generation {generation}",
+    "roll_back": "put back what was installed before",
     "restart": "restarted the agent",
     "submit": "asked {ca} for a certificate",
     "repeat": "asked {ca} again, with the same CSR",
@@ -27,14 +28,15 @@ ACTED = {
 }
 
 
-def acted(step: Step) -> str:
-    """Return the log line of an act that was carried out."""
-    return f"{ACTED[step.action].format(generation=step.generation, ca=step.ca)}: {step.reason}"
+def acted(step: Step, *, verbose: bool) -> str:
+    """Return the log line of an act that was carried out; `verbose`: with its row and reason."""
+    line = ACTED[step.action].format(generation=step.generation, ca=step.ca)
+    return f"scx-enroll: {line}" + (f" ({step.row}: {step.reason})" if verbose else "") + "\n"
 
 
 def failure(error: EnrollError) -> str:
-    """Return the last lines of a failure: the cause and the next step."""
-    lines = [f"scx-enroll: error: {error.message}"]
+    """Return the last lines of a failure: each cause on a line, and the next step."""
+    lines = [f"scx-enroll: error: {line}" for line in error.message.splitlines()]
     if error.hint:
         lines.append(f"scx-enroll: hint: {error.hint}")
     return "\n".join(lines) + "\n"
@@ -76,6 +78,7 @@ def document(result: Result, now: int) -> Dict[str, Any]:
         "proven": bool(seen.certificate) and seen.served == seen.certificate,
         "served": seen.served or None,
         "listening": seen.listening,
+        "live": seen.live,
         "renewal_due": plan.due(newest, view.policy, seen.share) if newest else None,
         "request": {
             "state": request.state, "ca": request.ca, "id": request.id, "since": request.since, "next": request.next,
@@ -136,7 +139,7 @@ def as_status(facts: Mapping[str, Any]) -> str:
     if facts["listening"]:
         served = "the certificate installed" if facts["proven"] else facts["served"] or "no TLS"
     else:
-        served = "nothing listens, or this root's agent does not run here"
+        served = "nothing listens" if facts["live"] else "not probed: this root's agent does not run here"
     rows.append(["served", served])
     if facts["renewal_due"]:
         rows.append(["renewal due", when(facts["renewal_due"])])
@@ -147,8 +150,8 @@ def as_status(facts: Mapping[str, Any]) -> str:
     if facts["hold"]:
         rows.append(["hold", facts["hold"]])
     budget = facts["budget"]
-    spent = f"{budget['submissions']} submissions, of which {budget['certificates']} issued a certificate or may have"
-    rows.append(["last 24 hours", f"{spent}; {budget['restarts']} restarts"])
+    spent = f"submissions {budget['submissions']}, certificates issued or possibly issued {budget['certificates']}"
+    rows.append(["last 24 hours", f"{spent}, restarts {budget['restarts']}"])
     rows += [["note", note] for note in facts["notes"]]
     rows.append(["next", f"{facts['row']} {facts['action']}: {facts['reason']}"])
     if facts["until"]:
@@ -173,6 +176,8 @@ def as_end(facts: Mapping[str, Any], *, failed: bool) -> str:
     if facts["acts"] and installed:
         lines.append(f"scx-enroll: {installed['subject']}, issued by {installed['issuer']}, "
                      f"until {when(installed['not_after'])}, SHA-256 {installed['sha256']}")
+    if facts["hold"]:
+        lines.append("scx-enroll: hint: scx-enroll release ends the hold")
     if facts["action"] == "nothing" and facts["renewal_due"]:
         lines.append(f"scx-enroll: renewal is due at {when(facts['renewal_due'])}")
     return "\n".join(lines) + "\n"

@@ -78,7 +78,7 @@ class Store:
                     meta = self.root.read(f"{folder}/meta.json", MAX_STATE_BYTES, trusted=True)
                     origin = j.from_json(j.Origin, meta, f"{folder}/meta.json")
                     found.append(Generation(name, certificate, chain, origin))
-        return tuple(sorted(found, key=lambda g: (g.origin.obtained, g.id)))
+        return tuple(sorted(found, key=lambda g: (g.origin.number, g.id)))
 
     def original(self, name: str) -> bytes:
         """Return bytes that `save_original` kept."""
@@ -200,6 +200,8 @@ class Store:
     def add_generation(self, generation: Generation) -> None:
         """Keep a certificate that was obtained; one that is there already stays as it is."""
         final = f"{STATE}/generations/{generation.id}"
+        number = max((other.origin.number for other in self.generations()), default=0) + 1
+        origin = replace(generation.origin, number=number)
         with explained(final), self._folder("generations", create=True) as folder:
             if generation.id in os.listdir(folder):
                 return
@@ -209,7 +211,7 @@ class Store:
             try:
                 write(inner, "cert.pem", generation.certificate, 0o600)
                 write(inner, "chain.pem", generation.chain, 0o600)
-                write(inner, "meta.json", j.to_json(generation.origin), 0o600)
+                write(inner, "meta.json", j.to_json(origin), 0o600)
             finally:
                 os.close(inner)
             move(folder, temporary, generation.id)

@@ -14,7 +14,7 @@ from scx_enroll import agent as agents
 from scx_enroll import journal as j
 from scx_enroll import service
 from scx_enroll.agent import Agent, Pair
-from scx_enroll.errors import AgentNotReady, EnrollError, HostError, RollbackFailed, RolledBack
+from scx_enroll.errors import AgentNotReady, CertificateRefused, EnrollError, HostError, RollbackFailed, RolledBack
 from scx_enroll.rootfs import Root
 from scx_enroll.store import COPY, MAX_STATE_BYTES, Generation, Store
 from scx_enroll.verify import read
@@ -33,16 +33,28 @@ class Site:
     waiting: Callable[[str], None]
 
 
-def leaf_of(data: bytes) -> str:
+class Truce(AgentNotReady):
+    """The restart budget is spent; the installation stays as it is, for a later run to go on."""
+
+
+def certificates_of(data: Optional[bytes]) -> Tuple[bytes, ...]:
+    """Return the certificates (DER) in what the agent reads; none where it is absent or damaged, which is drift."""
+    try:
+        return read(data or b"")
+    except CertificateRefused:
+        return ()
+
+
+def leaf_of(data: Optional[bytes]) -> str:
     """Return the SHA-256 of the first certificate in `data`, "" where there is none."""
-    found = read(data)
+    found = certificates_of(data)
     return hashlib.sha256(found[0]).hexdigest() if found else ""
 
 
 def place_of(root: Root, agent: Agent, pair: Pair) -> j.Place:
     """Describe what stands at the name the agent reads."""
     data = pair.certificate or b""
-    leaf = leaf_of(data)
+    leaf = leaf_of(pair.certificate)
     ours = COPY.fullmatch(pair.name.text) if pair.name.kind == "link" else None
     return j.Place(
         kind=pair.name.kind if pair.name.kind in ("link", "file") else "absent",
@@ -66,7 +78,8 @@ def signature(pair: Pair) -> str:
 def install(site: Site, agent: Agent, generation: Generation, *, running: bool, inputs: str) -> None:
     """Put a generation in service. `running`: the agent is meant to run, so it is restarted and must serve it.
 
-    Raises RolledBack or RollbackFailed where it was not served, HostError where nothing could be changed.
+    Raises RolledBack or RollbackFailed where it was not served, HostError where nothing could be changed, AgentNotReady
+    before anything is changed where the restart budget has no room for the way back.
     """
     name = site.store.free_copy(agent.certificate, generation.id)
     target = j.Place(
@@ -88,6 +101,8 @@ def put_back(site: Site, agent: Agent, place: j.Place, *, running: bool, inputs:
 
 
 def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: str, hold: str) -> None:
+    if running:
+        _within_budget(site, 2)  # one to go forward, one to come back
     pair = agents.read_pair(site.root, agent)
     previous = place_of(site.root, agent, pair)
     if pair.certificate is not None and not previous.generation:
@@ -126,6 +141,8 @@ def proceed(site: Site) -> None:
     if entry.state == "installing":
         try:
             _forward(site)
+        except Truce:
+            raise
         except AgentNotReady as cause:
             if site.store.journal.installation.state == "settled":
                 raise
@@ -254,10 +271,10 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
     """Close the installation; remember what is there and what was before."""
     journal = site.store.journal
     entry, before = journal.installation, _known(journal.installation.previous)
-    forward = event in ("proved", "left_unproven", "kept")
+    forward, hold = event in ("proved", "left_unproven", "kept"), entry.hold if event in ("proved", "left_unproven") else ""
     skipped = tuple(skip for skip in journal.skipped if not (forward and skip.generation == installed.generation))
-    if entry.hold and forward and before.generation:
-        skipped += (_skip(site, before.generation, entry.inputs, "changed", 0, f"generation {before.generation} was {entry.hold}"),)
+    if hold and before.generation:
+        skipped += (_skip(site, before.generation, entry.inputs, "changed", 0, f"generation {before.generation} was {hold}"),)
     site.store.sweep(agent.certificate, (installed.text,))  # before the end is recorded, or a crash would leave copies behind
     site.store.installation(
         event,
@@ -268,7 +285,7 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
             "original": journal.original or before,
             "seen": signature(agents.read_pair(site.root, agent)),
             "skipped": skipped,
-            "hold": (entry.hold if forward else "") or journal.hold,
+            "hold": hold or journal.hold,
         },
     )
     site.store.prune()
@@ -324,6 +341,8 @@ def _try_serve(site: Site, agent: Agent, leaf: str, *, force: bool) -> service.S
         return seen
     try:
         _control(site, agent, "-restart")
+    except Truce:
+        raise
     except AgentNotReady as problem:
         site.waiting(problem.message)
     return _await(site, agent, leaf)
@@ -335,20 +354,27 @@ def _await(site: Site, agent: Agent, leaf: str) -> service.Served:
     )
 
 
-def _control(site: Site, agent: Agent, word: str) -> str:
-    """Run scxadmin, within the budget; its process is in the journal while it runs."""
+def _within_budget(site: Site, needed: int) -> j.Budget:
     now = site.clock()
     budget = site.store.budget.current(now)
-    if budget.restarts_until() > now:
-        raise AgentNotReady(
+    until = budget.restarts_until(needed)
+    if until > now:
+        raise Truce(
             f"the restart budget is spent ({j.RESTARTS_PER_HOUR} an hour, {j.RESTARTS_PER_DAY} a day)",
-            "find out who changes or stops the agent; a later run goes on from here",
+            f"run again in {(until - now) // 60 + 1} minutes; where nobody asked for so many, find out who changes the agent",
         )
-    site.store.save_budget(replace(budget, restarts=(*budget.restarts, now)))
+    return budget
+
+
+def _control(site: Site, agent: Agent, word: str) -> str:
+    """Run scxadmin, within the budget; its process is in the journal while it runs."""
+    budget = _within_budget(site, 1)
+    site.store.save_budget(replace(budget, restarts=(*budget.restarts, site.clock())))
 
     def note(pid: int, started: int) -> None:
         site.store.update(installation=replace(site.store.journal.installation, pid=pid, pid_start=started))
 
+    site.waiting(f"waiting for {agent.scxadmin} {word}")
     return service.control(site.root, (agent.scxadmin, word), site.patience, note)
 
 

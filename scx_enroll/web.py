@@ -259,7 +259,7 @@ _FAILURES: Tuple[Tuple[Tuple[Type[BaseException], ...], str, str], ...] = (
 
 # OpenSSL's verify codes (x509_vfy.h) that server-trust can't cure.
 _TRUST_HINTS: Mapping[int, str] = {
-    9: "its certificate is not valid yet: see the clocks of both hosts",
+    9: "see the clocks of this host and of the web server",
     10: "renew the certificate of the web server, or see this host's clock",
     62: "set server= to a name that stands in the certificate of the web server",
 }
@@ -268,6 +268,7 @@ _TRUST_HINTS: Mapping[int, str] = {
 _BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
 
 _TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3})")  # http.client's words
+_BASIC = re.compile(r"(?:^|,)\s*Basic\b", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}")
 
 
@@ -302,6 +303,11 @@ def _failure(peer: Peer, error: BaseException, *, sent: bool) -> NoAnswer:
 def _refusal(peer: Peer, response: requests.Response) -> NoAnswer:
     """Say what a status other than 200 means; none of them comes from the CA itself."""
     status = response.status_code
+    offered = response.headers.get("WWW-Authenticate", "Basic")
+    if status == 401 and not _BASIC.search(offered):
+        methods = [method for method in ("Negotiate", "NTLM") if method.lower() in offered.lower()]
+        reason = f"{peer.server} does not offer to sign in by Basic, but by {' and '.join(methods) or 'something else'}"
+        return NoAnswer(reason, "switch on Basic Authentication for /certsrv in IIS", "signin", stored=False)
     if status in _STATUSES:
         kind, what, hint = _STATUSES[status]
         return NoAnswer(f"{peer.server} {what.format(user=peer.user)} (HTTP {status})", hint, kind, stored=False)

@@ -20,7 +20,7 @@ from tests.lab.agent import LabHost, fingerprint
 from tests.lab.ca import LabCA
 
 # The stand-in agent starts in a tenth of a second, so what a real host may take need not be waited for.
-BRISK = Patience(command_s=20, listener_s=5, gone_s=1.5, poll_s=0.02)
+BRISK = Patience(command_s=20, listener_s=5, gone_s=3, poll_s=0.02)
 
 
 @dataclass(frozen=True)

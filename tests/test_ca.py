@@ -232,7 +232,7 @@ def test_a_ca_stopped_before_the_fetch_keeps_the_id(site):
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [("401", "signin-password"), ("403", "signin"), ("404", "server"), ("413", "server"), ("503", "server"), ("302", "server")],
+    [("401", "signin"), ("403", "signin"), ("404", "server"), ("413", "server"), ("503", "server"), ("302", "server")],
 )
 def test_a_status_that_rules_a_stored_request_out(site, status, kind):
     """Nobody passed the request on: it may be sent again."""
@@ -346,9 +346,12 @@ def test_a_password_outside_latin_1(tmp_path):
 
 
 def test_a_server_that_does_not_offer_basic(site):
-    """Default IIS offers Negotiate and NTLM only."""
+    """Default IIS offers Negotiate and NTLM only: the password is not at fault, and the message must not say so."""
     site.switches.auth = "negotiate"
-    assert site.conversation().authority().kind == "signin-password"
+    outcome = site.conversation().authority()
+    assert_actionable(outcome)
+    assert outcome.kind == "signin"
+    assert outcome.reason.endswith("does not offer to sign in by Basic, but by Negotiate and NTLM")
 
 
 def test_netrc_is_ignored(site, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from tests.lab.authority import WRONG, to_pem
 from tests.lab.ca import LabCA
 from tests.scene import Scene
 
+pytestmark = pytest.mark.slow
 HOUR_S = 3600
 REFUSED_BY_US = [kind for kind in WRONG if kind not in ("", "short", "san")]  # without SAN the CN serves, as SCOM asks
 
@@ -597,7 +599,7 @@ def test_rollback_returns_proves_and_holds_until_release(scene: Scene, ca: LabCA
     assert scene.do(enroll.roll_back).status == 0
     assert scene.served == served
     assert scene.run().rows == ()
-    assert scene.do(enroll.hold, "").status == 0
+    enroll.hold(scene.root(), enroll.Options(), scene.tools(), "")
     assert scene.run().rows == (), "what the operator rolled back is not installed again by itself"
     scene.offset_s = HOUR_S + 1  # two restarts so far
     assert scene.run(now=True).rows == ("L7",)
@@ -741,3 +743,80 @@ def test_nothing_listens_on_the_port_scom_uses(scene: Scene) -> None:
     assert ended.status == 4
     assert "httpsport" in ended.message
     assert scene.posts == 0
+
+
+def test_rollback_to_a_certificate_that_the_agent_refuses_comes_back_and_does_not_hold(scene: Scene) -> None:
+    """The way back needs a restart too, so it must be there before the first one is spent; a dead agent is not held."""
+    scene.run()
+    scene.run(renew=True)
+    served = scene.served
+    scene.host.refuse_new()
+    ended = scene.do(enroll.roll_back)
+    assert (ended.status, scene.served) == (4, served), "two restarts this hour: no room for the way back"
+    scene.offset_s = HOUR_S + 1
+    ended = scene.do(enroll.roll_back)
+    assert (ended.status, scene.served) == (9, served)
+    assert b'"hold": ""' in (scene.state / "journal.json").read_bytes()
+
+
+def test_renewal_that_could_not_be_installed_is_not_asked_for(scene: Scene, ca: LabCA) -> None:
+    """A certificate costs the CA something: without restarts left it would only lie about."""
+    scene.run()
+    scene.run(renew=True)
+    ended = scene.run(renew=True)
+    assert ended.status == 4
+    assert "restart budget" in ended.message
+    assert ca.authority.issued == 2
+
+
+def test_hold_and_release_need_neither_agent_nor_configuration(scene: Scene) -> None:
+    """The operator stops everything in the middle of a broken installation."""
+    (scene.etc / "scx-enroll.conf").unlink()
+    assert scene.command("hold", "maintenance").returncode == 0
+    scene.configure()
+    assert scene.run().message == "held: maintenance"
+    assert scene.command("release").returncode == 0
+    assert scene.run().status == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"garbage", b"half"])
+def test_damaged_certificate_file_is_drift_and_healed(scene: Scene, ca: LabCA, damage: bytes) -> None:
+    """A truncated omi.pem is a reason to act, not to fail."""
+    scene.run()
+    name = Path(scene.host.path(scene.host.certificate))
+    data = name.read_bytes()
+    name.unlink()
+    name.write_bytes(data[: len(data) // 2] if damage == b"half" else damage)
+    assert scene.run().status == 0
+    assert scene.is_enrolled()
+    assert ca.count_post == 1
+
+
+def test_leaf_alone_from_the_same_ca_is_installed_with_the_known_intermediate(scene: Scene, ca: LabCA, tmp_path: Path) -> None:
+    """AD CS offers the certificate without its chain, and the chain is known from the last time."""
+    scene.run()
+    leaf = ca.authority.issue(scene.command("csr").stdout.encode())
+    (tmp_path / "leaf.pem").write_bytes(to_pem([leaf]))
+    done = scene.command("install", str(tmp_path / "leaf.pem"))
+    assert done.returncode == 0, done.stderr
+    assert "installed generation" in done.stdout
+    assert scene.served == fingerprint(leaf)
+
+
+def test_a_person_at_a_terminal_is_told_what_a_wait_is_for(scene: Scene) -> None:
+    """Thirty seconds of silence look like a hang; a log needs none of it."""
+    import pty
+
+    scene.host.slow_restart(1.0)
+    terminal, end = pty.openpty()
+    child = subprocess.Popen(scene.argv("run"), stdout=subprocess.DEVNULL, stderr=end)
+    assert child.wait(60) == 0
+    os.write(end, b"end of the test")
+    said = os.read(terminal, 65536).decode()
+    os.close(end)
+    os.close(terminal)
+    assert f"waiting for {scene.cas[0].server}" in said
+    assert "waiting for /opt/microsoft/scx/bin/tools/scxadmin -restart" in said
+    scene.host.move_link_back()
+    scene.host.restart()
+    assert "waiting" not in scene.command("run").stderr

@@ -246,6 +246,26 @@ def test_a_redirect_to_an_address_that_makes_no_sense(net, location):
     assert outcome.reason.endswith("to a page of its own")
 
 
+@pytest.mark.parametrize(
+    ("offered", "kind"),
+    [
+        (b"", "signin-password"),
+        (b'WWW-Authenticate: Basic realm="x"\r\n', "signin-password"),
+        (b'WWW-Authenticate: Negotiate\r\nWWW-Authenticate: NTLM\r\nWWW-Authenticate: basic realm="x"\r\n', "signin-password"),
+        (b'WWW-Authenticate: Digest realm="no Basic, here"\r\n', "signin"),
+        (b"WWW-Authenticate: NTLM\r\n", "signin"),
+    ],
+)
+def test_a_401_blames_the_password_only_where_basic_was_offered(net, offered, kind):
+    """A password that was refused is not tried again; one that nobody looked at may be."""
+    data = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n" + offered + b"\r\n"
+    server = net.server(replies(data))
+    outcome = submit(net.conversation(server))
+    assert isinstance(outcome, ca.Unavailable)
+    assert outcome.kind == kind
+    assert len(server.received) == 1
+
+
 # -- time
 
 

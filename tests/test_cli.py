@@ -1,0 +1,575 @@
+"""The command as an operator and a timer call it: exact words and statuses, whatever is typed and whoever reads.
+
+A transcript in tests/transcripts is a list of commands with what they print and how they end, as in age's testscript:
+
+    $ scx-enroll --root $ROOT run      the command; the words after it are split as a shell does
+    > a line on standard output
+    ! a line on standard error
+    = 3                                the exit status, 0 is left out
+
+`@ agent` puts an agent that does not run into the root, `@ huge` a file of 2 MB. Files that begin with `-- name --` are put there, too. What differs
+from run to run is shown as $ROOT, $TIME, $SHA256, $ID and $PID. With UPDATE_TRANSCRIPTS=1 what is printed now is written down.
+"""
+
+import contextlib
+import fcntl
+import glob
+import io
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from cryptography import x509
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import scx_enroll
+from scx_enroll import cli, enroll, errors, plan, report
+from scx_enroll import journal as j
+from scx_enroll.observe import View
+from scx_enroll.plan import Held, Observed, Policy, Step
+from tests.lab import selfsigned
+
+TRANSCRIPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "transcripts")
+START = "import sys; from scx_enroll.cli import main; sys.exit(main())"
+# The package is loaded before the identity is given up, since its folder may be closed to others.
+START_AS_NOBODY = """
+import os, pkgutil, importlib, sys, scx_enroll
+for module in pkgutil.iter_modules(scx_enroll.__path__):
+    importlib.import_module("scx_enroll." + module.name)
+import requests, certsrv
+from scx_enroll.cli import main
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+sys.exit(main())
+"""
+NOW = 1_700_000_000
+
+
+def environment(**more):
+    """A plain one, in which the package is found that these tests have found."""
+    path = os.path.dirname(os.path.dirname(os.path.abspath(scx_enroll.__file__)))
+    given = os.environ.get("PYTHONPATH", "")
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": path + (os.pathsep + given if given else ""), "LC_ALL": "C.UTF-8", **more}
+
+
+def call(*words, start=START, stdin=b"", env=None, **options):
+    """Run the command; ended process with what it printed."""
+    command = [sys.executable, "-W", "ignore", "-c", start, *words]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run(command, input=stdin, env=env or environment(), cwd="/", timeout=60, **streams)
+
+
+# -- transcripts ----------------------------------------------------------------------------------------------------
+
+
+def put_agent(root):
+    """An OMI agent as its packages leave it, which does not run."""
+    for path, data, mode in (
+        ("opt/omi/bin/omiserver", b"", 0o755),
+        ("etc/opt/omi/conf/omiserver.conf", b"httpsport=0,1270\n", 0o644),
+        ("etc/hostname", b"web17\n", 0o644),
+    ):
+        put(root, path, data, mode)
+    key = selfsigned.make_key("ec:secp256r1")
+    put(root, "etc/opt/omi/ssl/omikey.pem", selfsigned.key_pem(key), 0o600)
+    put(root, "etc/opt/omi/ssl/omi-host-web17.pem", selfsigned.make_certificate(key, "web17", "corp.lab.test"), 0o444)
+    os.symlink("omi-host-web17.pem", os.path.join(root, "etc/opt/omi/ssl/omi.pem"))
+    put(root, "etc/scx-enroll/ca.pem", selfsigned.make_certificate(selfsigned.make_key("ec:secp256r1"), "root", "lab.test"), 0o644)
+
+
+def put(root, path, data, mode=0o600):
+    full = os.path.join(root, path)
+    os.makedirs(os.path.dirname(full), exist_ok=True)
+    with open(full, "wb") as file:
+        file.write(data)
+    os.chmod(full, mode)
+
+
+def same(text, root):
+    """The text with everything replaced that differs between runs, and between versions of Python."""
+    text = text.replace(root, "$ROOT").replace(scx_enroll.__version__, "$VERSION")
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "$TIME", text)
+    text = re.sub(r"\b[0-9a-f]{64}\b", "$SHA256", text)
+    text = re.sub(r"\b[0-9a-f]{16}\b", "$ID", text)
+    text = re.sub(r"\bprocess \d+", "process $PID", text)
+    text = text.replace("self signed", "self-signed")  # OpenSSL 1.1
+    return re.sub(r"\(choose from .*\)", lambda found: found[0].replace("'", ""), text)
+
+
+def shown(ended, root):
+    """What a command printed and how it ended, as lines of a transcript."""
+    for mark, data in ((">", ended.stdout), ("!", ended.stderr)):
+        text = same(data.decode(), root)
+        assert not text or text.endswith("\n"), "the last line is not ended"
+        yield from (f"{mark} {line}".rstrip() for line in text.splitlines())
+    if ended.returncode:
+        yield f"= {ended.returncode}"
+
+
+@pytest.mark.parametrize("path", sorted(glob.glob(f"{TRANSCRIPTS}/*.txt")), ids=os.path.basename)
+def test_the_words_that_operators_know_have_changed(path, tmp_path):
+    """Exact standard output, standard error and status: a change is a change of a transcript, seen in review."""
+    root = os.path.realpath(tmp_path)
+    with open(path, encoding="utf-8") as file:
+        whole = file.read()
+    script, *files = re.split(r"^-- (\S+) --\n", whole, flags=re.MULTILINE)
+    for name, content in zip(files[::2], files[1::2]):
+        put(root, name, content.encode())
+    found = []
+    for line in script.split("\n"):
+        if line == "@ agent":
+            put_agent(root)
+        if line == "@ huge":
+            put(root, "huge.pem", b"x" * (2 << 20))
+        if not re.match("[>!=]( |$)", line):
+            found.append(line)
+        if line.startswith("$ scx-enroll"):
+            words = [word.replace("$ROOT", root) for word in shlex.split(line)[2:]]
+            found.extend(shown(call(*words), root))
+    if os.environ.get("UPDATE_TRANSCRIPTS"):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("\n".join(found) + whole[len(script):])
+        return
+    assert found == script.split("\n")
+
+
+def test_the_help_does_not_fit_on_a_screen():
+    """Under 40 lines of at most 120 columns; every verb and every option of the parser is on it."""
+    lines = cli.HELP.splitlines()
+    assert len(lines) < 40
+    assert max(map(len, lines)) <= 120
+    parser = cli._parser()
+    verbs = next(action for action in parser._actions if action.choices)
+    assert set(verbs.choices) == set(cli.VERBS)
+    for verb, one in verbs.choices.items():
+        assert re.search(rf"^  {verb}\b", cli.HELP, re.MULTILINE)
+        for action in one._actions:
+            assert all(re.search(rf"(?<![\w-]){option}(?![\w-])", cli.HELP) for option in action.option_strings if option != "-h")
+
+
+@pytest.mark.parametrize("verb", ["", *cli.VERBS])
+def test_help_is_asked_for_anywhere(verb):
+    """After a verb, too: the same page, on standard output, status 0."""
+    ended = call(*([verb] if verb else []), "--help") if verb in ("", "install") else in_process([verb, "--help"])
+    printed = ended.stdout.decode() if hasattr(ended, "returncode") else ended[1]
+    assert printed == cli.HELP
+
+
+# -- any arguments --------------------------------------------------------------------------------------------------
+
+
+def in_process(words):
+    """Call `main` in this process; status, standard output, standard error."""
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape", write_through=True), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                status = cli.main(words)
+            except SystemExit as end:
+                status = end.code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return status, out.buffer.getvalue().decode("utf-8", "surrogateescape"), err.getvalue()
+
+
+words = st.one_of(
+    st.sampled_from([
+        *cli.VERBS, "--dry-run", "--now", "--renew", "--unattended", "--wait", "0", "-1", "nan", "1e9", "inf", "x", "--json", "--verbose", "--live",
+        "--config", "--root", "--", "-", "", "--version", "--help", "-h", "--wait=0", "--wait=", "--js", "/nowhere", "no such file",
+    ]),
+    st.text(st.characters(min_codepoint=1, max_codepoint=0x2FF), max_size=6),
+    st.binary(min_size=1, max_size=4).filter(lambda data: b"\0" not in data).map(os.fsdecode),
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(words, max_size=6))
+def test_an_argument_that_nobody_thought_of(tmp_path, monkeypatch, argv):
+    """No traceback, no defect: a documented status, and every failure with its words and on standard error."""
+    monkeypatch.chdir(tmp_path)
+    root = str(tmp_path / "root")
+    os.makedirs(root, exist_ok=True)
+    # The last --root wins: nothing outside is looked at or changed, whatever the words mean.
+    status, out, err = in_process(["--root", root, *argv, "--root", root])
+    assert status in {0, *(kind.exit_status for kind in vars(errors).values() if isinstance(kind, type))} - {1}
+    assert "Traceback" not in out + err
+    if status:
+        assert re.match(r"scx-enroll: error: \S", err)
+        assert all(line.startswith("scx-enroll: ") for line in err.splitlines()[:1])
+
+
+@pytest.mark.parametrize("argv", [["run", "--dry"], ["--ver"], ["run", "--un"], ["status", "--js"]])
+def test_an_abbreviation_means_something_else_tomorrow(argv, tmp_path):
+    """Options are written out: a script must not change its meaning with a new option."""
+    assert in_process(["--root", str(tmp_path), *argv])[0] == 2
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "86401", "soon", "", "1h"])
+def test_a_wait_that_is_no_time(seconds, tmp_path):
+    """A usage error in the operator's words, without a name from the source."""
+    status, _, err = in_process(["--root", str(tmp_path), "run", "--wait", seconds])
+    assert status == 2
+    assert "--wait" in err
+    assert "_seconds" not in err
+
+
+def test_an_empty_root_is_the_current_folder(tmp_path, monkeypatch):
+    """--root "$UNSET" must not take wherever the shell stands for a tree to work on."""
+    monkeypatch.chdir(tmp_path)
+    assert in_process(["--root", "", "hold"])[0] == 2
+    assert os.listdir(tmp_path) == []
+
+
+# -- holding --------------------------------------------------------------------------------------------------------
+
+CONF = """[host]
+name = web17.corp.lab.test
+[ca]
+server = ca01.corp.lab.test
+template = SCXAgent
+auth = basic
+user = x
+"""
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A root with an agent and a configuration."""
+    root = str(tmp_path / "root")
+    put_agent(root)
+    put(root, "etc/scx-enroll/scx-enroll.conf", CONF.encode(), 0o644)
+    return root
+
+
+def hold_of(root):
+    with open(f"{root}/var/lib/scx-enroll/journal.json", encoding="utf-8") as file:
+        return json.load(file)["hold"]
+
+
+def test_a_hold_without_a_reason_releases(host):
+    """hold "$REASON" with nothing in it holds all the same: the opposite would be a restart in a change freeze."""
+    assert in_process(["--root", host, "hold", "freeze"])[0] == 0
+    in_process(["--root", host, "hold", ""])
+    assert hold_of(host)
+    assert in_process(["--root", host, "run"])[0] == 0
+    assert in_process(["--root", host, "release"])[0] is not None
+    assert hold_of(host) == ""
+
+
+@pytest.mark.parametrize("broken", [b"", b"[ca\n", CONF.replace("basic", "none").encode()])
+def test_a_hold_needs_no_configuration(host, broken):
+    """Whoever wants everything to stop has no time to correct a file first."""
+    put(host, "etc/scx-enroll/scx-enroll.conf", broken, 0o644)
+    in_process(["--root", host, "hold", "freeze"])
+    assert hold_of(host) == "freeze"
+
+
+def test_a_hold_that_holds_ends_with_a_failure(tmp_path, host):
+    """It did what was asked for: 0, also where there is no agent yet."""
+    os.unlink(f"{host}/opt/omi/bin/omiserver")
+    assert in_process(["--root", host, "hold", "freeze"])[0] == 0
+    assert hold_of(host) == "freeze"
+
+
+def test_a_request_is_printed_for_a_ca_that_can_not_be_reached(host):
+    """`csr`: a PEM request on standard output and nothing else, for the name configured; nothing is changed."""
+    before = sorted(os.walk(host))
+    status, out, err = in_process(["--root", host, "csr"])
+    assert (status, err) == (0, "")
+    csr = x509.load_pem_x509_csr(out.encode())
+    assert csr.subject.get_attributes_for_oid(x509.oid.NameOID.COMMON_NAME)[0].value == "web17.corp.lab.test"
+    assert sorted(os.walk(host)) == before
+
+
+def test_a_look_changes_something(host):
+    """`status` and `run --dry-run` write nothing, not even a folder; so they may be run by a monitor."""
+    before = sorted(os.walk(host))
+    for argv in (["status"], ["status", "--json"], ["run", "--dry-run"], ["run", "--dry-run", "--json"]):
+        assert in_process(["--root", host, *argv])[0] == 0
+    assert sorted(os.walk(host)) == before
+
+
+# -- unattended -----------------------------------------------------------------------------------------------------
+
+
+def result(step, *held, **seen):
+    """The end of a run as the driver returns it."""
+    view = View(Observed(held=held, **seen), Policy(("ca01",)), None)
+    return enroll.Result(step, view, None, j.Journal(), j.Budget(), ())
+
+
+WAIT = Step("C4", "wait", "the CA does not answer", until=NOW + 60, status=5, hint="see to it")
+HELD = Held("g", "leaf", NOW - 100 * 86400, NOW + 100 * 86400)
+
+
+def ended(monkeypatch, tmp_path, outcome, *argv, tools=None):
+    """`run` with a driver that ends like that, at the time NOW."""
+    monkeypatch.setattr(enroll, "run", lambda _root, _options, _tools: outcome)
+    monkeypatch.setattr(enroll.Tools, "clock", staticmethod(lambda: NOW), raising=False)
+    real = enroll.Tools.__init__
+
+    def init(self, *arguments, **options):
+        real(self, *arguments, **{**options, "clock": lambda: NOW})
+
+    monkeypatch.setattr(enroll.Tools, "__init__", init)
+    return in_process(["--root", str(tmp_path), "run", *argv])
+
+
+def test_a_timer_that_only_waits_is_quiet(monkeypatch, tmp_path):
+    """Status 0 and nothing printed while time remains; by hand the status and its words are shown."""
+    assert ended(monkeypatch, tmp_path, result(WAIT, HELD), "--unattended") == (0, "", "")
+    status, out, err = ended(monkeypatch, tmp_path, result(WAIT, HELD))
+    assert (status, out) == (5, "")
+    assert err.splitlines()[0] == "scx-enroll: waiting: the CA does not answer"
+
+
+def test_time_runs_out_while_a_timer_waits(monkeypatch, tmp_path):
+    """A tenth of the lifetime is left: a unit in state failed."""
+    ending = replace(HELD, not_after=NOW + 5 * 86400)
+    assert ended(monkeypatch, tmp_path, result(WAIT, ending), "--unattended")[0] == 5
+
+
+def test_the_unit_is_green_again_once_the_certificate_has_expired(monkeypatch, tmp_path):
+    """An expired certificate has a mismatch (its dates), so it is not valid any more: that must not end the alarm."""
+    expired = replace(HELD, not_after=NOW - 1, mismatches=("dates: expired",))
+    assert ended(monkeypatch, tmp_path, result(WAIT, expired), "--unattended")[0] == 5
+
+
+@pytest.mark.parametrize("status", [3, 6, 8, 9, 10, 12, 13])
+def test_a_failure_that_a_timer_hides(monkeypatch, tmp_path, status):
+    """What waits for no time needs a person, with --unattended as by hand."""
+    assert ended(monkeypatch, tmp_path, result(replace(WAIT, status=status), HELD), "--unattended")[0] == status
+
+
+def test_json_of_a_run_is_one_document(monkeypatch, tmp_path):
+    """For configuration management: facts on standard output, the same that anyone may read in /run."""
+    status, out, err = ended(monkeypatch, tmp_path, result(WAIT, HELD), "--json")
+    facts = json.loads(out)
+    assert (status, err, facts["exit_status"], facts["row"]) == (5, "", 5, "C4")
+    with open(tmp_path / "run" / "scx-enroll" / "status.json", encoding="utf-8") as file:
+        assert json.load(file) == facts
+
+
+@pytest.mark.parametrize("kind", [errors.HostError, errors.RolledBack, errors.AgentNotReady, errors.ConfigError])
+def test_the_published_status_says_all_is_well_after_a_failure(monkeypatch, tmp_path, kind):
+    """status.json tells what the last run found: one that ended with an error leaves no older word standing."""
+    ended(monkeypatch, tmp_path, result(Step("C5", "nothing", "all is well"), HELD))
+
+    def run(_root, _options, _tools):
+        raise kind("it went wrong", "see to it")
+
+    monkeypatch.setattr(enroll, "run", run)
+    assert in_process(["--root", str(tmp_path), "run"])[0] == kind.exit_status
+    with open(tmp_path / "run" / "scx-enroll" / "status.json", encoding="utf-8") as file:
+        assert json.load(file)["exit_status"] == kind.exit_status
+
+
+def test_a_result_is_lost_because_it_could_not_be_published(monkeypatch, tmp_path):
+    """/run is full or read-only: what was done is shown and keeps its status; the failure to publish is told beside it."""
+    (tmp_path / "run").write_bytes(b"in the way")
+    status, out, err = ended(monkeypatch, tmp_path, result(WAIT, HELD))
+    assert "the CA does not answer" in out + err
+    assert status == 5
+
+
+# -- who reads ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["run", "--json"], ["csr"], ["status"]], ids=" ".join)
+def test_a_reader_that_has_gone(host, argv):
+    """`| head -0`: no traceback, no "Exception ignored", and the status of the work, not 120."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        found = call("--root", host, *argv, stdout=writer)
+    finally:
+        os.close(writer)
+    assert b"Traceback" not in found.stderr
+    assert b"Exception ignored" not in found.stderr
+    assert found.returncode == (13 if argv[0] == "run" else 0), "what the work ended with: there is no password"
+
+
+def test_a_reader_that_goes_stops_the_work(monkeypatch, tmp_path):
+    """`run | head -1`: between two steps nobody may stop it but a signal; the work goes on without being told of."""
+    done = []
+
+    def run(_root, _options, tools):
+        for number in range(3):
+            tools.acted(Step("C4", "submit", "x", ca="ca01"))
+            done.append(number)
+        return result(Step("C5", "nothing", "well"), HELD)
+
+    monkeypatch.setattr(enroll, "run", run)
+    reader, writer = os.pipe()
+    os.close(reader)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = sys.stdout
+    gone = open(writer, "w", encoding="utf-8")  # noqa: SIM115 -- closing it fails, too
+    try:
+        sys.stdout = gone
+        assert cli.main(["--root", str(tmp_path), "run"]) == 0
+    finally:
+        sys.stdout = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        with contextlib.suppress(BrokenPipeError):
+            gone.close()
+    assert done == [0, 1, 2]
+
+
+def test_a_terminal_that_knows_no_umlaut(host):
+    """A name or a reason that the locale can't show is shown in another way; it is no defect."""
+    found = call("--root", host, "hold", "Größe 证书", env=environment(PYTHONIOENCODING="ascii"))
+    assert found.returncode == 0
+    assert b"defect" not in found.stderr
+
+
+def test_a_person_is_told_what_a_long_wait_is_for(host):
+    """On a terminal, each thing once; a log is told nothing."""
+    with locked(host):
+        quiet = call("--root", host, "release", "--wait", "0.5")
+        controller, terminal = pty.openpty()
+        try:
+            call("--root", host, "release", "--wait", "0.7", stderr=terminal)
+        finally:
+            os.close(terminal)
+        told = b""
+        with contextlib.suppress(OSError), open(controller, "rb", buffering=0) as file:
+            while True:
+                data = file.read(4096)
+                told += data
+                if not data:
+                    break
+    assert quiet.returncode == 11
+    assert quiet.stderr.count(b"waiting") == 0
+    assert told.decode().count("waiting for the lock, held by process 4711 …") == 1
+
+
+# -- signals and identity -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(root):
+    """Hold the lock of a root as another run would."""
+    path = f"{root}/var/lib/scx-enroll"
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    with open(f"{path}/lock", "w", encoding="ascii") as file:
+        file.write("process 4711\n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_waits_for_the_lock(host, number):
+    """Nothing is under way, so it ends at once, as killed by that signal, and does not wait an hour first."""
+    command = [sys.executable, "-W", "ignore", "-c", START, "--root", host, "release", "--wait", "30"]
+    with locked(host):
+        child = subprocess.Popen(command, env=environment(), cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            lock = os.path.realpath(f"{host}/var/lib/scx-enroll/lock")
+            deadline = time.monotonic() + 20
+            while not any(os.path.realpath(fd) == lock for fd in glob.glob(f"/proc/{child.pid}/fd/*")):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(0.3)
+            child.send_signal(number)
+            _, said = child.communicate(timeout=4)
+        finally:
+            child.kill()
+            child.communicate()
+    assert child.returncode == -number
+    assert b"stopped by a signal" in said
+
+
+def test_a_busy_host_is_no_failure_of_the_timer(host):
+    """11 by hand, naming the holder; the timer comes again."""
+    with locked(host):
+        assert in_process(["--root", host, "run", "--unattended"])[0] == 0
+        status, _, err = in_process(["--root", host, "run"])
+    assert status == 11
+    assert "process 4711" in err
+
+
+@pytest.mark.skipif(os.path.exists("/etc/scx-enroll") or os.path.exists("/run/scx-enroll"), reason="scx-enroll is in use on this machine")
+@pytest.mark.parametrize(
+    ("argv", "status", "words"),
+    [
+        (["run"], 12, "only root may do this"),
+        (["run", "--unattended"], 12, "only root may do this"),
+        (["hold"], 12, "only root may do this"),
+        (["release"], 12, "only root may do this"),
+        (["rollback"], 12, "only root may do this"),
+        (["status"], 12, "no run has left a status yet"),
+        (["run", "--dry-run"], 3, "scx-enroll.conf"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_somebody_who_is_not_root(argv, status, words):
+    """On the host itself only root changes anything; the hint says how."""
+    found = call(*argv, start=START_AS_NOBODY)
+    assert (found.returncode, found.stdout) == (status, b"")
+    assert words in found.stderr.decode()
+    assert "scx-enroll: hint: " in found.stderr.decode()
+
+
+def test_a_defect_tells_how_to_report_it(monkeypatch, tmp_path):
+    """Status 1 and one line by default, the whole traceback with --verbose."""
+
+    def run(_root, _options, _tools):
+        raise ZeroDivisionError("of a test")
+
+    monkeypatch.setattr(enroll, "run", run)
+    status, _, err = in_process(["--root", str(tmp_path), "run"])
+    assert status == 1
+    assert err.splitlines() == [
+        "scx-enroll: error: a defect of scx-enroll: ZeroDivisionError: of a test", "scx-enroll: hint: run again with --verbose, and report it",
+    ]
+    with pytest.raises(ZeroDivisionError):
+        in_process(["--root", str(tmp_path), "run", "--verbose"])
+
+
+# -- the report -----------------------------------------------------------------------------------------------------
+
+
+def test_an_act_without_words():
+    """Every act that the driver knows has its line in the log."""
+    assert set(report.ACTED) >= set(enroll.ACTS)
+    for action in enroll.ACTS:
+        step = Step("C4", action, "why {not} formatted", generation="g", ca="ca01")
+        assert re.fullmatch(r"scx-enroll: [^{}]+ \(C4: why {not} formatted\)\n", report.acted(step, verbose=True))
+        assert re.fullmatch(r"scx-enroll: [^{}:]+\n", report.acted(step, verbose=False))
+
+
+@pytest.mark.parametrize("outcome", [WAIT, Step("C5", "nothing", "all is well", until=NOW), Step("L2", "wait", "no agent", status=4)])
+def test_a_document_that_can_not_be_shown(outcome):
+    """As status and as the end of a run, with everything else empty."""
+    facts = json.loads(report.as_json(report.document(result(outcome), NOW)))
+    assert f"next:           {outcome.row} {outcome.action}: {outcome.reason}\n" in report.as_status(facts)
+    end = report.as_end(facts, failed=False)
+    assert outcome.reason in end
+    assert all(line.startswith("scx-enroll: ") for line in end.splitlines())
+
+
+def test_a_failure_without_hint_is_one_line():
+    """The last lines of a failure: the fact, then the next act."""
+    assert report.failure(errors.HostError("fact", "act")) == "scx-enroll: error: fact\nscx-enroll: hint: act\n"
+    assert report.failure(errors.HostError("fact")) == "scx-enroll: error: fact\n"
+
+
+def test_a_hold_is_no_back_off():
+    """C5, L4: a time that will never come is told as never."""
+    assert report.when(None) == "never"
+    assert report.when(0) == "1970-01-01 00:00:00 UTC"
+    assert plan.until_of(j.Backoff("", "", NOW, 1, "changed", 8, "", "")) is None
