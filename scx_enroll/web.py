@@ -306,7 +306,7 @@ def _refusal(peer: Peer, response: requests.Response) -> NoAnswer:
     offered = response.headers.get("WWW-Authenticate", "Basic")
     if status == 401 and not _BASIC.search(offered):
         methods = [method for method in ("Negotiate", "NTLM") if method.lower() in offered.lower()]
-        reason = f"{peer.server} does not offer to sign in by Basic, but by {' and '.join(methods) or 'something else'}"
+        reason = f"{peer.server} does not offer to sign in by Basic, but by {' and '.join(methods) or 'something else'} (HTTP 401)"
         return NoAnswer(reason, "switch on Basic Authentication for /certsrv in IIS", "signin", stored=False)
     if status in _STATUSES:
         kind, what, hint = _STATUSES[status]

@@ -241,7 +241,7 @@ def test_a_status_that_rules_a_stored_request_out(site, status, kind):
     assert_actionable(outcome)
     assert outcome.kind == kind
     assert site.lab.server in outcome.reason
-    assert status in outcome.reason
+    assert f"HTTP {status}" in outcome.reason
 
 
 @pytest.mark.parametrize("status", ["500", "502", "504"])
@@ -250,7 +250,7 @@ def test_a_status_that_leaves_it_open_is_doubtful(site, status):
     site.switches.update({"answer": status, "answer_on": "post", "answer_after": True})
     outcome = site.submit()
     assert isinstance(outcome, ca.Doubtful)
-    assert status in outcome.reason
+    assert f"HTTP {status}" in outcome.reason
     assert site.lab.count_post == site.authority.issued == 1
 
 
@@ -351,7 +351,7 @@ def test_a_server_that_does_not_offer_basic(site):
     outcome = site.conversation().authority()
     assert_actionable(outcome)
     assert outcome.kind == "signin"
-    assert outcome.reason.endswith("does not offer to sign in by Basic, but by Negotiate and NTLM")
+    assert outcome.reason.endswith("does not offer to sign in by Basic, but by Negotiate and NTLM (HTTP 401)")
 
 
 def test_netrc_is_ignored(site, tmp_path, monkeypatch):
