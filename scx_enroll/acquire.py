@@ -89,7 +89,7 @@ class Acquisition:
         self.store.check_state()
         self.store.check_folder(ready.agent.certificate)
         observe.account_can_read(ready.agent, self.site.root)
-        if view.running and not view.seen.served:
+        if view.seen.running and not view.seen.served:
             raise AgentNotReady(
                 f"the agent does not answer on port {ready.agent.port}, so a new certificate could not be proved",
                 f"start it ({ready.agent.scxadmin} -start) and see {ready.agent.log}",

@@ -1,6 +1,7 @@
 """Arguments in, exit status out."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -8,7 +9,7 @@ import time
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
 from scx_enroll import __version__
-from scx_enroll.errors import EnrollError, HostError, Unconfigured, UsageError
+from scx_enroll.errors import Busy, EnrollError, HostError, Unconfigured, UsageError
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
 MAX_WAIT_S = 24 * 3600  # for the lock; a run takes minutes
@@ -45,12 +46,28 @@ exit status: 0 done, 1 bug, 2 usage, 3 configuration, 4 agent, 5 CA unreachable,
 """
 
 
+def _say(stream: Any, text: str) -> None:
+    """Write and flush; where the reader has gone, the work goes on without being told of."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        from scx_enroll.rootfs import nowhere
+
+        fd = nowhere()
+        os.dup2(fd, stream.fileno())
+        os.close(fd)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, "see: scx-enroll --help")
 
     def format_help(self) -> str:
         return HELP
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        _say(file or sys.stdout, message)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb in ("run", "status", "install", "rollback"):
         made[verb].add_argument("--json", action="store_true", default=argparse.SUPPRESS)
     made["install"].add_argument("file", metavar="FILE")
-    made["hold"].add_argument("reason", nargs="?", default="by the operator", metavar="REASON")
+    made["hold"].add_argument("reason", nargs="?", default="", metavar="REASON")
     return parser
 
 
@@ -117,7 +134,7 @@ def _progress(*, verbose: bool) -> Callable[[str], None]:
     def tell(message: str) -> None:
         if told[-1:] != [message]:
             told.append(message)
-            sys.stderr.write(f"scx-enroll: {message} …\n")
+            _say(sys.stderr, f"scx-enroll: {message} …\n")
 
     return tell
 
@@ -134,6 +151,8 @@ class _Call:
         self.given: Dict[str, Any] = vars(arguments)
         self.json = self.flag("json")
         self.quiet = self.flag("unattended")
+        if not self.given.get("root", "/"):
+            raise UsageError("--root is empty", "name the folder; an unset variable in the shell looks like this")
         if self.flag("live") and "root" not in self.given:
             raise UsageError("--live goes with --root", "without --root this host's own agent is meant anyway")
         self.root = Root(self.given.get("root", "/"), self.flag("live"))
@@ -147,25 +166,31 @@ class _Call:
 
     def _acted(self, step: Any) -> None:
         if not self.json:
-            sys.stdout.write(self.report.acted(step, verbose=self.flag("verbose")))
-            sys.stdout.flush()
+            _say(sys.stdout, self.report.acted(step, verbose=self.flag("verbose")))
 
     def end(self, result: Any) -> int:
         """Publish and show the end of a run; returns its exit status."""
         facts = self.report.document(result, self.tools.clock())
-        self.tools.store(self.root).publish(facts)
-        valid = tuple(held for held in result.view.seen.held if not held.mismatches)
+        self._publish(facts)
         from scx_enroll.plan import needs_a_person
 
         status = facts["exit_status"]
-        if self.quiet and not needs_a_person(status, valid, self.tools.clock()):
+        if self.quiet and not needs_a_person(status, result.view.seen.held, self.tools.clock()):
             status = 0
         if self.json:
-            sys.stdout.write(self.report.as_json(facts))
+            _say(sys.stdout, self.report.as_json(facts))
         elif not self.quiet or status or facts["acts"] or self.flag("verbose"):
             stream = sys.stderr if facts["exit_status"] else sys.stdout
-            stream.write(self.report.as_end(facts, failed=result.failure is not None))
+            _say(stream, self.report.as_end(facts, failed=result.failure is not None))
         return int(status)
+
+    def _publish(self, facts: Dict[str, Any]) -> None:
+        """Leave the facts for anybody to read; what was done keeps its status where that fails."""
+        try:
+            self.tools.store(self.root).publish(facts)
+        except HostError as problem:
+            if "error" not in facts:
+                _say(sys.stderr, f"scx-enroll: note: {problem.message}\n")
 
     def run(self) -> int:
         """Converge; an unattended run waits until others have finished with the agent's files."""
@@ -173,7 +198,12 @@ class _Call:
             return self._dry_run()
         deadline = time.monotonic() + MAX_QUIET_S
         while True:
-            result = self.enroll.run(self.root, self.options, self.tools)
+            try:
+                result = self.enroll.run(self.root, self.options, self.tools)
+            except EnrollError as error:
+                if not isinstance(error, Busy):  # the other run tells
+                    self._publish({**self.report.error_document(error), "time": self.tools.clock()})
+                raise
             if not self.quiet or result.step.row != "L3" or time.monotonic() >= deadline:
                 return self.end(result)
             if self.tools.stopping():
@@ -184,10 +214,10 @@ class _Call:
         result = self.enroll.inspect(self.root, self.options, self.tools)
         facts = self.report.document(result, self.tools.clock())
         if self.json:
-            sys.stdout.write(self.report.as_json(facts))
+            _say(sys.stdout, self.report.as_json(facts))
         else:
             until = f"\nuntil: {self.report.when(result.step.until)}" if result.step.until else ""
-            sys.stdout.write(f"{result.step.row} {result.step.action}: {result.step.reason}{until}\n")
+            _say(sys.stdout, f"{result.step.row} {result.step.action}: {result.step.reason}{until}\n")
         return 0
 
     def status(self) -> int:
@@ -203,12 +233,12 @@ class _Call:
                 raise HostError("no run has left a status yet", "let root run: scx-enroll run") from None
         else:
             facts = self.report.document(self.enroll.inspect(self.root, self.options, self.tools), self.tools.clock())
-        sys.stdout.write(self.report.as_json(facts) if self.json else self.report.as_status(facts))
+        _say(sys.stdout, self.report.as_json(facts) if self.json else self.report.as_status(facts))
         return 0
 
     def csr(self) -> int:
         """Print a CSR."""
-        sys.stdout.write(self.enroll.make_csr(self.root, self.options, self.tools).decode())
+        _say(sys.stdout, self.enroll.make_csr(self.root, self.options, self.tools).decode())
         return 0
 
     def install(self) -> int:
@@ -225,14 +255,15 @@ class _Call:
 
     def hold(self) -> int:
         """Hold."""
-        self.enroll.hold(self.root, self.options, self.tools, self.given["reason"])
-        sys.stdout.write(f"scx-enroll: held: {self.given['reason']}; nothing is changed until: scx-enroll release\n")
+        reason = " ".join(self.given["reason"].split()) or "by the operator"
+        self.enroll.hold(self.root, self.options, self.tools, reason)
+        _say(sys.stdout, f"scx-enroll: held: {reason}; nothing is changed until: scx-enroll release\n")
         return 0
 
     def release(self) -> int:
         """End a hold."""
         self.enroll.hold(self.root, self.options, self.tools, "")
-        sys.stdout.write("scx-enroll: released; the next run goes on\n")
+        _say(sys.stdout, "scx-enroll: released; the next run goes on\n")
         return 0
 
 
@@ -252,19 +283,22 @@ def _fail(error: EnrollError, arguments: Optional[argparse.Namespace]) -> int:
 
     given = vars(arguments) if arguments else {}
     if given.get("unattended") and isinstance(error, Unconfigured):
-        sys.stdout.write(f"scx-enroll: not configured yet: {error.message}\n")
+        _say(sys.stdout, f"scx-enroll: not configured yet: {error.message}\n")
         return 0
     from scx_enroll.plan import PATIENT_STATUSES
 
     if given.get("json"):
-        sys.stdout.write(report.as_json(report.error_document(error)))
-    sys.stderr.write(report.failure(error))
+        _say(sys.stdout, report.as_json(report.error_document(error)))
+    _say(sys.stderr, report.failure(error))
     return 0 if given.get("unattended") and error.exit_status in PATIENT_STATUSES else error.exit_status
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one verb; returns the exit status (docs/exit-status.md)."""
     signals = _Signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the locale can't show is no defect
     arguments: Optional[argparse.Namespace] = None
     try:
         arguments = _parser().parse_args(argv)
@@ -273,9 +307,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return VERBS[arguments.verb](_Call(arguments, signals))
     except EnrollError as error:
         return _fail(error, arguments)
-    except BrokenPipeError:
-        sys.stdout = None  # the reader is gone, and so is what was not flushed
-        return 0
     except Exception as error:
         if arguments is not None and vars(arguments).get("verbose"):
             raise
@@ -284,5 +315,5 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except BaseException as end:
         if isinstance(end, SystemExit) or not signals.caught:
             raise
-        sys.stderr.write("scx-enroll: stopped by a signal; the next run goes on from here\n")
+        _say(sys.stderr, "scx-enroll: stopped by a signal; the next run goes on from here\n")
         signals.die()

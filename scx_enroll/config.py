@@ -286,7 +286,7 @@ def _files(root: Root, path: str) -> List[Tuple[str, bytes]]:
             if root.entry(name).kind == "link":
                 raise ConfigError(f"{name} is a link to nothing", "mend or remove it") from None
     if not found:
-        raise Unconfigured(f"there is no {path}", "write one: see scx-enroll.conf(5)")
+        raise Unconfigured(f"there is no {path}", "write one with [ca] server, template, auth and user in it")
     return found
 
 

@@ -6,6 +6,7 @@ Everything is done through the folder's descriptor, with O_NOFOLLOW and O_EXCL a
 import errno
 import os
 import secrets
+import stat
 from contextlib import contextmanager, suppress
 from typing import Iterator, Optional, Tuple
 
@@ -84,3 +85,13 @@ def remove_tree(folder: int, name: str) -> None:
         os.rmdir(name, dir_fd=folder)
 
 
+
+
+def clear(folder: int) -> None:
+    """Remove what a killed run left on its way in this folder of ours."""
+    for name in os.listdir(folder):
+        if name.startswith(TEMPORARY):
+            if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                remove_tree(folder, name)
+            else:
+                os.unlink(name, dir_fd=folder)

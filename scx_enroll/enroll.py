@@ -159,7 +159,7 @@ class Run:
         observe.account_can_read(agent, self.site.root)
         self.site.store.check_folder(agent.certificate)
         self.wish = replace(self.wish, now=False)
-        transaction.install(self.site, agent, generation, running=view.running, inputs=view.seen.inputs)
+        transaction.install(self.site, agent, generation, running=view.seen.running, inputs=view.seen.inputs)
 
     def restart(self, view: View, step: Step) -> None:
         """L8, L9."""
@@ -221,13 +221,27 @@ def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T
     if root.path == "/" and os.geteuid() != 0:
         raise HostError("only root may do this", "run it as root, or through sudo")
     site = _site(root, tools)
-    with site.store.lock(options.wait_s, tools.waiting):
+
+    def waiting(message: str) -> None:
+        if tools.stopping():
+            raise Stopped
+        tools.waiting(message)
+
+    with site.store.lock(options.wait_s, waiting):
+        _forget_the_future(site)
         transaction.settle_command(site)
         step = plan.interrupted(site.store.journal)
         if step:
             transaction.proceed(site)
             tools.acted(step)
         return work(site)
+
+
+def _forget_the_future(site: Site) -> None:
+    """Count times of a clock that ran ahead as now, once: on the disk they would count until that time comes."""
+    budget, now = site.store.budget, site.clock()
+    if any(at > now for at in (*budget.restarts, *(sent.at for sent in budget.submissions))):
+        site.store.save_budget(budget.current(now))
 
 
 def _config(root: Root, options: Options) -> Config:
@@ -309,7 +323,7 @@ def roll_back(root: Root, options: Options, tools: Tools) -> Result:
         if before is None or not before.leaf:
             raise UsageError("nothing was installed before, so there is nothing to go back to", "see: scx-enroll status")
         hold = f"rolled back by the operator at {when(site.clock())}"
-        transaction.put_back(site, view.ready.agent, before, running=view.running, inputs=view.seen.inputs, hold=hold)
+        transaction.put_back(site, view.ready.agent, before, running=view.seen.running, inputs=view.seen.inputs, hold=hold)
         step = Step("L4", "roll_back", f"certificate {before.leaf[:16]} is in place again")
         tools.acted(step)
         return run.result((step,))

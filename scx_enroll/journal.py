@@ -201,6 +201,12 @@ class Budget:
 
 T = TypeVar("T")
 
+_WORDS: Mapping[type, Tuple[str, Tuple[str, ...]]] = MappingProxyType({
+    Place: ("kind", ("link", "file", "absent")),
+    Backoff: ("retry", ("soon", "later", "changed")),
+    Skip: ("retry", ("soon", "later", "changed")),
+})
+
 
 def to_json(value: Any) -> bytes:
     """Return the JSON of a dataclass of this module, one key a line so that a person can read it."""
@@ -254,7 +260,11 @@ def _build(kind: Any, raw: Any) -> Any:
         unknown = sorted(set(raw) - {field.name for field in fields(kind)})
         if unknown:
             raise ValueError(f"unknown key {unknown[0]!r}")
-        return kind(**{key: _build(hints[key], item) for key, item in raw.items()})  # type: ignore[operator]  # a class
+        value = kind(**{key: _build(hints[key], item) for key, item in raw.items()})  # type: ignore[operator]  # a class
+        field, words = _WORDS.get(type(value), ("", ()))
+        if field and getattr(value, field) not in words:
+            raise ValueError(f"unknown {field} {getattr(value, field)!r}")
+        return value
     if type(raw) is not kind:
         raise ValueError(f"expected {kind.__name__}, found {type(raw).__name__}")
     return raw

@@ -57,11 +57,6 @@ class View:
             raise AgentNotReady(self.seen.blocked, self.seen.blocked_hint)
         return self.found
 
-    @property
-    def running(self) -> bool:
-        """Whether the agent is meant to run: a stopped one is left stopped."""
-        return self.seen.live and (self.seen.listening or self.seen.process != "stopped")
-
 
 def short_name(root: Root) -> str:
     """Return the host name of the root: this host's, or what an image's /etc/hostname says."""

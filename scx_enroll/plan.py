@@ -66,6 +66,11 @@ class Observed:
     inputs: str = ""  # hash of what a request is made from
     share: int = 0  # this host's place in the spread, 0 .. SHARES - 1
 
+    @property
+    def running(self) -> bool:
+        """Whether the agent is meant to run here: a stopped one is left stopped."""
+        return self.live and (self.listening or self.process != "stopped")
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -128,7 +133,8 @@ class _Case:
 
     def _waits(self, failure: Union[Backoff, Skip]) -> bool:
         until = until_of(failure)
-        return failure.inputs == self.seen.inputs and (until is None or until > self.now)
+        fresh = until is None or failure.at <= self.now < until  # one of the future was written by a wrong clock
+        return failure.inputs == self.seen.inputs and fresh
 
     @property
     def best(self) -> Optional[Held]:
@@ -150,16 +156,20 @@ class _Case:
 
 def due(held: Held, policy: Policy, share: int) -> int:
     """Return when renewal is due: by the certificate's real lifetime, each host at its own share of the spread."""
-    spread = max(policy.spread, FIRST_SPREAD) if held.first else policy.spread
+    wide = max(policy.spread, min(FIRST_SPREAD, policy.at / 2))
+    spread = wide if held.first else policy.spread
     part = max(policy.at - spread * Fraction(share, SHARES), Fraction(0))
     return held.not_before + int((held.not_after - held.not_before) * part)
 
 
-def needs_a_person(status: int, valid: Tuple[Held, ...], now: int) -> bool:
-    """Say whether an unattended run that ends with `status` should fail: waiting is no failure while time remains."""
+def needs_a_person(status: int, held: Tuple[Held, ...], now: int) -> bool:
+    """Say whether an unattended run that ends with `status` should fail: waiting is no failure while time remains.
+
+    `held`: all that is held, expired ones too. With nothing held yet, as at first boot, there is nothing to run out.
+    """
     if status not in PATIENT_STATUSES:
         return status != 0
-    lifetimes = [(held.not_after - now) / max(held.not_after - held.not_before, 1) for held in valid]
+    lifetimes = [(one.not_after - now) / max(one.not_after - one.not_before, 1) for one in held]
     return bool(lifetimes) and max(lifetimes) < LAST_PART
 
 
@@ -229,7 +239,7 @@ def _not_installed(case: _Case) -> Optional[Step]:
     if best is None or seen.certificate == best.leaf:
         return None
     step = Step("L7", "install", f"generation {best.id} is valid and not in place", generation=best.id)
-    return _within_restarts(case, step, 2) if seen.live and seen.process != "stopped" else step
+    return _within_restarts(case, step, 2) if seen.running else step
 
 
 def _not_served(case: _Case) -> Optional[Step]:
@@ -242,7 +252,7 @@ def _not_served(case: _Case) -> Optional[Step]:
 
 def _not_listening(case: _Case) -> Optional[Step]:
     best, seen = case.best, case.seen
-    if best is None or not seen.live or seen.listening or seen.process == "stopped":
+    if best is None or seen.listening or not seen.running:
         return None
     return _within_restarts(case, Step("L9", "restart", "nothing listens on the agent's port", generation=best.id), 1)
 
@@ -269,13 +279,14 @@ def _pending(case: _Case) -> Optional[Step]:
         return Step("C1", "abandon", f"{what} is abandoned: the agent has another key now")
     if case.now >= request.since + case.policy.pending_s:
         return Step("C1", "abandon", f"{what} is abandoned: not issued within {case.policy.pending_s // DAY_S} days")
-    if case.wish.now or case.now >= request.next:
+    if case.wish.now or not case.now < request.next <= case.now + POLL_S[1]:
         return Step("C1", "poll", f"{what} is asked for")
+    until = min(request.next, request.since + case.policy.pending_s)
     if request.pending:
         hint = f"the operator of {request.ca} must issue or deny request ID {request.id}; then: scx-enroll run --now"
-        return Step("C1", "wait", f"{what} is pending", until=request.next, status=7, hint=hint)
+        return Step("C1", "wait", f"{what} is pending", until=until, status=7, hint=hint)
     hint = "it is asked for again by itself, or now with: scx-enroll run --now"
-    return Step("C1", "wait", f"{what} was not fetched: {request.why}", until=request.next, status=5, hint=hint)
+    return Step("C1", "wait", f"{what} was not fetched: {request.why}", until=until, status=5, hint=hint)
 
 
 def _doubtful(case: _Case) -> Optional[Step]:
@@ -287,15 +298,17 @@ def _doubtful(case: _Case) -> Optional[Step]:
     if request.ca not in case.policy.cas or request.spki != case.seen.key:
         return Step("C2", "abandon", "the doubtful request is abandoned: its CA or its key is not ours any more")
     ends = request.since + DOUBT_S
-    if case.now >= ends:
+    if not request.since - DOUBT_S <= case.now < ends:
         return Step("C2", "abandon", "the doubtful request is abandoned after a day")
-    again = request.next if request.tries < MAX_POSTS_PER_CSR else ends
+    again = min(request.next, ends) if request.tries < MAX_POSTS_PER_CSR else ends
     if case.now < again:
         reason = f"it is doubtful whether {request.ca} stored a request: {request.why}"
         hint = f"look for this host's request on {request.ca}; the next attempt follows by itself"
         return Step("C2", "wait", reason, until=again, status=5, hint=hint)
     over = _over_budget(case, "C2")
-    return over or Step("C2", "repeat", "the same CSR is submitted once more", ca=request.ca)
+    if over:
+        return replace(over, until=min(over.until or ends, ends))
+    return Step("C2", "repeat", "the same CSR is submitted once more", ca=request.ca)
 
 
 def _refused(case: _Case) -> Optional[Step]:
@@ -319,7 +332,7 @@ def _needed(case: _Case) -> Optional[Step]:
     if over:
         return over
     step = Step("C4", "submit", reason)
-    if case.seen.live and case.seen.process != "stopped" and case.budget.restarts_until(2) > case.now:
+    if case.seen.running and case.budget.restarts_until(2) > case.now:
         return _within_restarts(case, step, 2)  # a certificate that can't be installed is not worth a request
     waits = []
     for ca in case.policy.cas:
@@ -329,7 +342,15 @@ def _needed(case: _Case) -> Optional[Step]:
         waits.append(backoff)
     untils = [until for until in map(until_of, waits) if until is not None]
     first = waits[0]
-    return Step("C4", "wait", first.message, until=min(untils, default=None), status=first.status, hint=first.hint)
+    until = min(untils, default=None)
+    return Step("C4", "wait", first.message, until=until, status=first.status, hint=first.hint)
+
+
+def _soonest(case: _Case, until: Optional[int]) -> Optional[int]:
+    """Return `until`, or an earlier moment at which another certificate that is held comes into question."""
+    skips = [case.skip(held) for held in case.valid]
+    moments = [until, *(until_of(skip) for skip in skips if skip), *(held.not_after for held in case.valid)]
+    return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
 
 
 def _over_budget(case: _Case, row: str) -> Optional[Step]:
@@ -353,7 +374,7 @@ def _nothing(case: _Case) -> Step:
     skip = case.skip(newest)
     if skip:
         hint = "mend the cause, then: scx-enroll run --now"
-        return Step("C5", "wait", skip.message, until=until_of(skip), status=skip.status, hint=hint, generation=newest.id)
+        return Step("C5", "wait", skip.message, until=case.due(newest), status=skip.status, hint=hint, generation=newest.id)
     return Step(
         "C5", "nothing", f"generation {newest.id} is valid and in service"
         if case.seen.served == newest.leaf else f"generation {newest.id} is valid and installed, not proven",
@@ -373,4 +394,6 @@ CA: Tuple[Row, ...] = (_pending, _doubtful, _refused, _needed, _nothing)
 def decide(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: int, wish: Wish = Wish()) -> Step:
     """Return the next step: the first row that matches in LOCAL, else in CA."""
     case = _Case(seen, policy, journal, budget.current(now), now, wish)
-    return next(step for step in (row(case) for row in (*LOCAL, *CA)) if step)
+    step = next(step for step in (row(case) for row in (*LOCAL, *CA)) if step)
+    waits = step.action in ("wait", "nothing") and step.row not in ("L2", "L3")
+    return replace(step, until=_soonest(case, step.until)) if waits else step

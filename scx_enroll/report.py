@@ -122,6 +122,8 @@ def when(at: Optional[int]) -> str:
 
 def as_status(facts: Mapping[str, Any]) -> str:
     """Return a document as `status` shows it."""
+    if "error" in facts:
+        return f"the last run failed: {facts['error']}\n{facts['hint']}\nas of {when(facts['time'])}\n"
     rows: List[List[str]] = [["host name", facts["name"] or "unknown"]]
     agent, installed, request = facts["agent"], facts["installed"], facts["request"]
     if agent:

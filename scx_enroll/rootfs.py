@@ -288,3 +288,8 @@ def read_argument(path: str, limit: int) -> bytes:
     except (OSError, ValueError) as problem:
         why = getattr(problem, "strerror", None) or str(problem)
         raise HostError(f"can't read {path}: {why}", "name a file that exists and that you may read") from problem
+
+
+def nowhere() -> int:
+    """Return a descriptor that swallows whatever is written to it, for the caller to close."""
+    return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)

@@ -55,10 +55,12 @@ def _no_passphrase() -> bytes:
     raise _Encrypted
 
 
-def _server_context(root: Root, key_path: str, certificates: bytes) -> ssl.SSLContext:
+def _server_context(root: Root, key_path: str, certificates: bytes, policy: str = "") -> ssl.SSLContext:
     """Load a pair as the agent would, the key through an open descriptor. Raises ssl.SSLError where it doesn't fit."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if policy:
+        context.set_ciphers(policy)
     key = root.open_file(key_path)
     try:
         held = os.memfd_create("certificates", os.MFD_CLOEXEC)
@@ -80,7 +82,7 @@ def _server_context(root: Root, key_path: str, certificates: bytes) -> ssl.SSLCo
 def fits(root: Root, key_path: str, leaf: bytes) -> bool:
     """Say whether OpenSSL takes the key at `key_path` and this leaf (PEM) as a pair, as the agent will at its start."""
     try:
-        _server_context(root, key_path, leaf)
+        _server_context(root, key_path, leaf, policy="ALL:@SECLEVEL=0")  # what is too weak may be what is served now
     except (ssl.SSLError, FileNotFoundError):
         return False
     return True
@@ -147,9 +149,10 @@ def probe(port: int) -> Served:
         context.set_ciphers("ALL:@SECLEVEL=0")
     seen = Served(listening=False, problem="nothing listens")
     for address in ADDRESSES:
+        connected = False
         try:
             with socket.create_connection((address, port), CONNECT_S) as plain:
-                seen = Served(listening=True, problem="no TLS handshake")
+                connected = True
                 with context.wrap_socket(plain) as connection:
                     der = connection.getpeercert(binary_form=True)
                     with suppress(OSError, ValueError):
@@ -158,7 +161,7 @@ def probe(port: int) -> Served:
                 if der:
                     return Served(listening=True, leaf=hashlib.sha256(der).hexdigest())
         except OSError as problem:
-            if seen.listening:
+            if connected:
                 seen = Served(listening=True, problem=f"no TLS handshake: {problem.strerror or problem}")
     return seen
 
@@ -241,7 +244,8 @@ def control(root: Root, command: Tuple[str, ...], patience: Patience, started: C
             ) from problem
         started(child.pid, start_time(child.pid))
         status = _wait(child, command, patience)
-        said = os.pread(output, MAX_OUTPUT_BYTES, 0).decode("utf-8", "replace")
+        raw = os.pread(output, MAX_OUTPUT_BYTES, 0).decode("utf-8", "replace")
+        said = "".join(letter if letter.isprintable() else " " for letter in raw)
     finally:
         os.close(output)
     return f"{' '.join(command)}: exit status {status}; {' '.join(said.split())}"

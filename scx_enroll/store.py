@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 from scx_enroll import journal as j
-from scx_enroll.durable import TEMPORARY, explained, move, remove_tree, temporary_file, write
+from scx_enroll.durable import TEMPORARY, clear, explained, move, remove_tree, temporary_file, write
 from scx_enroll.errors import Busy, HostError
 from scx_enroll.rootfs import Root
 
@@ -117,21 +117,17 @@ class Store:
 
     @staticmethod
     def _try_lock(fd: int) -> bool:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+        with explained(f"{STATE}/lock"):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
         return True
 
     def _clear_temporaries(self) -> None:
         for sub in ("", "generations", "original", "pages"):
             with explained(STATE), self._folder(sub, create=True) as folder:
-                for name in os.listdir(folder):
-                    if name.startswith(TEMPORARY):
-                        if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode & 0o170000 == 0o040000:
-                            remove_tree(folder, name)
-                        else:
-                            os.unlink(name, dir_fd=folder)
+                clear(folder)
 
     @contextmanager
     def _folder(self, sub: str, *, create: bool = False) -> Iterator[int]:
@@ -160,7 +156,8 @@ class Store:
         above = self.root.open_dir(parent or "/")
         try:
             with suppress(FileExistsError):
-                os.mkdir(name, mode, dir_fd=above)
+                os.mkdir(name, 0o700, dir_fd=above)
+                os.chmod(name, mode, dir_fd=above)  # whatever the umask
                 os.fsync(above)
         finally:
             os.close(above)
@@ -203,8 +200,9 @@ class Store:
         number = max((other.origin.number for other in self.generations()), default=0) + 1
         origin = replace(generation.origin, number=number)
         with explained(final), self._folder("generations", create=True) as folder:
-            if generation.id in os.listdir(folder):
+            if generation.id in (other.id for other in self.generations()):
                 return
+            remove_tree(folder, generation.id)  # one that has lost a file
             temporary = TEMPORARY + secrets.token_hex(8)
             os.mkdir(temporary, 0o700, dir_fd=folder)
             inner = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -258,6 +256,7 @@ class Store:
             self._make_folder(folder_path, 0o755)
             folder = self.root.open_dir(folder_path)
             try:
+                clear(folder)
                 write(folder, name, (json.dumps(status, indent=1, sort_keys=True) + "\n").encode(), 0o644)
             finally:
                 os.close(folder)
@@ -332,6 +331,6 @@ class Store:
                     used.add(os.readlink(name, dir_fd=folder).rpartition("/")[2])
             for name in names:
                 if name not in used and (COPY.fullmatch(name) or name.startswith(TEMPORARY)):
-                    with suppress(FileNotFoundError):
+                    with suppress(FileNotFoundError, IsADirectoryError):  # the agent's account may make a folder of that name
                         os.unlink(name, dir_fd=folder)
             os.fsync(folder)

@@ -24,6 +24,7 @@ MAX_CHAIN = 8  # intermediates: Windows PKIs have one or two, and cross certific
 MIN_RSA_BITS = 2048  # SCOM's and OpenSSL's default limit
 SAFE_RSA_BITS = 3072  # the agent's packages throw shorter keys away: facts/agent.md section 6
 
+_BARE = re.compile(rb"MI[A-Za-z0-9+/\s]+={0,2}")  # base64 without armour: a long SEQUENCE always begins so
 _BLOCK = re.compile(rb"-----BEGIN (CERTIFICATE|X509 CERTIFICATE|PKCS7)-----([^-]*)(-----END \1-----)?")
 _SEQUENCE, _CONTEXT_0 = 0x30, 0xA0  # DER tags; [0] holds a PKCS#7's certificates
 _SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")  # 1.2.840.113549.1.7.2, RFC 2315 section 14
@@ -94,10 +95,8 @@ def read(data: bytes) -> Tuple[bytes, ...]:
             found = [der for block in blocks for der in _split(_unbase64(block[2]))]
         elif data[:1] == b"\x30":
             found = list(_split(data))
-        elif re.fullmatch(rb"\s*MI[A-Za-z0-9+/\s]+=?\s*=?\s*", data):  # a long SEQUENCE always begins so
-            found = list(_split(_unbase64(data)))
         else:
-            found = []
+            found = list(_split(_unbase64(data))) if _BARE.fullmatch(data.strip()) else []
         if len(found) > MAX_CERTIFICATES:
             raise ValueError(f"there are more than {MAX_CERTIFICATES}")
     except ValueError as problem:

@@ -224,6 +224,12 @@ def test_a_wait_that_is_no_time(seconds, tmp_path):
     assert "_seconds" not in err
 
 
+@pytest.mark.parametrize("seconds", ["0", "0.5", "86400", "1e3"])
+def test_a_wait_that_is_a_time(seconds, tmp_path):
+    """From nothing to a day, as a number of seconds."""
+    assert in_process(["--root", str(tmp_path), "run", "--wait", seconds])[0] == errors.Unconfigured.exit_status
+
+
 def test_an_empty_root_is_the_current_folder(tmp_path, monkeypatch):
     """--root "$UNSET" must not take wherever the shell stands for a tree to work on."""
     monkeypatch.chdir(tmp_path)
@@ -265,6 +271,19 @@ def test_a_hold_without_a_reason_releases(host):
     assert in_process(["--root", host, "run"])[0] == 0
     assert in_process(["--root", host, "release"])[0] is not None
     assert hold_of(host) == ""
+
+
+def test_a_clock_that_was_set_back_spends_the_budget_for_years(host):
+    """Times in the future count as now, once: the budget on the disk holds none after a run, or they would count for ever."""
+    ahead = int(time.time()) + 5 * 365 * 86400
+    put(host, "var/lib/scx-enroll/budget.json", j.to_json(j.Budget(submissions=(j.Submission(ahead, counts=True),) * 3, restarts=(ahead,))))
+    os.chmod(f"{host}/var/lib/scx-enroll", 0o700)
+    in_process(["--root", host, "hold", "freeze"])
+    assert in_process(["--root", host, "run"])[0] == 0
+    with open(f"{host}/var/lib/scx-enroll/budget.json", encoding="utf-8") as file:
+        budget = json.load(file)
+    assert len(budget["submissions"]) == 3
+    assert all(at <= time.time() for at in (*budget["restarts"], *(sent["at"] for sent in budget["submissions"])))
 
 
 @pytest.mark.parametrize("broken", [b"", b"[ca\n", CONF.replace("basic", "none").encode()])
@@ -397,7 +416,7 @@ def test_a_reader_that_has_gone(host, argv):
         os.close(writer)
     assert b"Traceback" not in found.stderr
     assert b"Exception ignored" not in found.stderr
-    assert found.returncode == (13 if argv[0] == "run" else 0), "what the work ended with: there is no password"
+    assert found.returncode == (3 if argv[0] == "run" else 0), "what the work ended with: there is no password"
 
 
 def test_a_reader_that_goes_stops_the_work(monkeypatch, tmp_path):

@@ -19,6 +19,7 @@ RANKS = {
     "verify": (2, "pure"),
     "plan": (3, "pure"),
     "rootfs": (1, "io"),
+    "durable": (1, "io"),
     "config": (2, "io"),
     "agent": (2, "io"),
     "web": (2, "io"),
@@ -44,7 +45,7 @@ PURE_DATETIME = "datetime"  # may be imported, but not asked for the time
 CLOCKS = {"now", "utcnow", "today", "fromtimestamp"}  # without a time zone given, the last one reads the machine's
 HEAVY = {"cryptography", "requests", "certsrv", "urllib3"}
 HEAVY_AT_TOP = {"ca", "web"}  # their classes are made from certsrv's and requests'
-FILES = {"rootfs", "store"}
+FILES = {"rootfs", "durable", "store"}
 # Calls that make or change a file, or get at its content, whoever spells them.
 OPENERS = {"open", "fdopen", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "makedirs", "mkstemp", "NamedTemporaryFile"}
 CHANGERS = {"rename", "replace", "unlink", "rmdir", "symlink", "link", "chmod", "chown", "fchmod", "fchown", "truncate", "rmtree", "copyfile"}

@@ -1,9 +1,11 @@
 """A certificate is accepted only if nothing is wrong with it, and all that is wrong is told at once; no bytes get past that."""
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import subprocess
+import time
 
 import pytest
 from cryptography import x509
@@ -665,3 +667,12 @@ def test_another_certificate_than_the_one_judged_is_never_accepted(data):
     assert found.spki == spki_of(KEYS[KEY])
     assert set(SPEC.dns_names) <= set(found.names)
     assert found.not_before <= NOW < found.not_after
+
+
+def test_reading_hostile_text_takes_no_longer_than_its_length():
+    """A CA's answer may have 1 MiB, and a run that hangs holds the lock."""
+    started = time.process_time()
+    for body in (b"MI" + b" " * (1 << 20) + b"!", b"MI" + b"A" * (1 << 20) + b"=!", b"-----BEGIN CERTIFICATE-----" * 30000):
+        with contextlib.suppress(CertificateRefused):
+            verify.read(body)
+    assert time.process_time() - started < 5, "72 s for 4 kB, once"
