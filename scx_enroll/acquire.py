@@ -77,7 +77,7 @@ class Acquisition:
     def _mark(self, ca: CA) -> str:
         if not self.store.journal.salt:
             self.store.update(salt=secrets.token_hex(16))
-        return self.line.secret_mark(self.site.root, ca, bytes.fromhex(self.store.journal.salt))
+        return self.line.secret_mark(self.site.root, ca, self.store.journal.salt.encode())
 
     def submit(self, view: View, server: str, *, renew: bool, still_due: Callable[[], bool]) -> bool:
         """Preflight, then one POST of a new CSR; says whether it was sent.

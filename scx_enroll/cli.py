@@ -255,7 +255,8 @@ class _Call:
 
     def hold(self) -> int:
         """Hold."""
-        reason = " ".join(self.given["reason"].split()) or "by the operator"
+        given = "".join(letter if letter.isprintable() else " " for letter in self.given["reason"])
+        reason = " ".join(given.split()) or "by the operator"
         self.enroll.hold(self.root, self.options, self.tools, reason)
         _say(sys.stdout, f"scx-enroll: held: {reason}; nothing is changed until: scx-enroll release\n")
         return 0

@@ -283,7 +283,7 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
         leaf = next((der for der in found if verify.facts(der).spki == seen.key), None)
         if leaf is None:
             raise CertificateRefused(
-                f"{name} holds no certificate for the agent's key, among {len(found)}",
+                f"{name} holds no certificate" + (f" for the agent's key, among {len(found)}" if found else ""),
                 "make the request with: scx-enroll csr, and save its certificate as Base-64",
             )
         rest = (*(der for der in found if der != leaf), *observe.known_chains(store.generations()))

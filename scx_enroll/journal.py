@@ -16,6 +16,7 @@ from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Type, TypeVar,
 from scx_enroll.errors import EnrollError, HostError
 
 VERSION = 1
+LAST_TIME = 253_402_300_799  # the end of the year 9999; no number of ours is larger
 DAY_S = 24 * 3600
 HOUR_S = 3600
 RESTARTS_PER_HOUR = 3
@@ -145,7 +146,7 @@ class Journal:
     skipped: Tuple[Skip, ...] = ()
     hold: str = ""  # why nothing is changed until `release`
     latch: Optional[Latch] = None
-    salt: str = ""  # of the marks of refused passwords, hex
+    salt: str = ""  # of the marks of refused passwords
 
 
 @dataclass(frozen=True)
@@ -228,8 +229,8 @@ def from_json(kind: Type[T], data: bytes, name: str) -> T:
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as problem:
         raise HostError(
             f"{name} is not understood: {problem}",
-            f"if a newer scx-enroll wrote it, install that again; else move {name} away: what is installed is adopted, "
-            "and a pending request must be withdrawn at the CA",
+            f"if a newer scx-enroll wrote it, install that again; else move {name} away"
+            + (": what is installed is adopted, and a pending request must be withdrawn at the CA" if kind is Journal else ""),
         ) from None
     return value
 
@@ -265,6 +266,8 @@ def _build(kind: Any, raw: Any) -> Any:
         if field and getattr(value, field) not in words:
             raise ValueError(f"unknown {field} {getattr(value, field)!r}")
         return value
+    if kind is int and type(raw) is int and abs(raw) > LAST_TIME:
+        raise ValueError(f"{raw} is no time")
     if type(raw) is not kind:
         raise ValueError(f"expected {kind.__name__}, found {type(raw).__name__}")
     return raw

@@ -21,7 +21,7 @@ from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, Ho
 from scx_enroll.plan import Held, Observed, Policy
 from scx_enroll.request import RequestSpec
 from scx_enroll.rootfs import Root
-from scx_enroll.store import Generation, Store
+from scx_enroll.store import STATE, Generation, Store
 from scx_enroll.transaction import certificates_of, signature
 
 MAX_TRUST_BYTES = 1 << 20  # a system's whole bundle has 250 kB
@@ -188,10 +188,10 @@ def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now:
     held: Dict[str, Held] = {}
     generations = store.generations()
     for generation in generations:
-        der = verify.read(generation.certificate)[0]
+        der, *rest = stored(generation)
         facts = verify.facts(der)
         if facts.spki == spki:
-            wrong = judged(der, verify.read(generation.chain), generation.origin.ca)
+            wrong = judged(der, tuple(rest), generation.origin.ca)
             held[facts.leaf] = Held(
                 generation.id, facts.leaf, facts.not_before, facts.not_after, generation.origin.first,
                 generation.origin.number, tuple(f"{m.what}: {m.detail}" for m in wrong),
@@ -228,9 +228,25 @@ def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now:
     return View(seen, _policy(config, share), Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes))
 
 
+def stored(generation: Generation) -> Tuple[bytes, ...]:
+    """Return a generation's leaf and intermediates, DER. Raises HostError, naming the file, for what a disk made of it."""
+    found: List[bytes] = []
+    for name, data in (("cert.pem", generation.certificate), ("chain.pem", generation.chain)):
+        try:
+            found += verify.read(data)
+            if found:
+                verify.facts(found[0])
+                continue
+        except CertificateRefused:
+            pass
+        folder = f"{STATE}/generations/{generation.id}"
+        raise HostError(f"{folder}/{name} is damaged", f"move {folder} away: what is installed is adopted again, if it is valid")
+    return tuple(found)
+
+
 def known_chains(generations: Tuple[Generation, ...]) -> Tuple[bytes, ...]:
     """Return every intermediate that came with a generation, DER."""
-    return tuple(der for generation in generations for der in verify.read(generation.chain))
+    return tuple(der for generation in generations for der in stored(generation)[1:])
 
 
 def _facts(certificates: Tuple[bytes, ...]) -> Optional[verify.Facts]:

@@ -4,6 +4,7 @@ The agent's tools say "started" and exit 0 when the server died on a bad pair, s
 a person and never believed. Path validation is OpenSSL's: the rehearsal is a handshake in memory.
 """
 
+import fcntl
 import hashlib
 import os
 import socket
@@ -225,7 +226,7 @@ def control(root: Root, command: Tuple[str, ...], patience: Patience, started: C
             f"the agent's control command {command[0]} may be written by others: mode {found.mode:04o}",
             f"look at who changed it, then: chown root {command[0]} && chmod 0755 {command[0]}",
         )
-    output = os.memfd_create("output", os.MFD_CLOEXEC)
+    output = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         try:
             child = subprocess.Popen(  # noqa: S603 -- the agent's own tool, its owner and mode checked above
@@ -242,8 +243,13 @@ def control(root: Root, command: Tuple[str, ...], patience: Patience, started: C
                 f"the agent's control command {command[0]} can't be started: {problem.strerror}",
                 "repair the agent's installation (package scx)",
             ) from problem
-        started(child.pid, start_time(child.pid))
+        try:
+            started(child.pid, start_time(child.pid))
+        except HostError:
+            _wait(child, command, patience)  # what could not be recorded must not run on
+            raise
         status = _wait(child, command, patience)
+        fcntl.fcntl(output, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)  # an agent that goes on writing there must not fill the memory
         raw = os.pread(output, MAX_OUTPUT_BYTES, 0).decode("utf-8", "replace")
         said = "".join(letter if letter.isprintable() else " " for letter in raw)
     finally:

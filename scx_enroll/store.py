@@ -24,6 +24,7 @@ from scx_enroll.rootfs import Root
 STATE = "/var/lib/scx-enroll"
 STATUS = "/run/scx-enroll/status.json"
 COPY = re.compile(r"scx-enroll-([0-9a-f]{16})-([0-9]{1,9})\.pem")
+_KEPT = re.compile(r"[0-9a-f]{64}\.pem|[0-9]+\.html")  # what stands in original/ and pages/
 MAX_STATE_BYTES = 1 << 20  # a journal is some kB; chains and saved certificates are smaller still
 KEPT_GENERATIONS = 8
 KEPT_ORIGINALS = 8
@@ -228,7 +229,8 @@ class Store:
 
     def _keep_newest(self, sub: str, count: int, kept: "frozenset[str]" = frozenset()) -> None:
         with explained(f"{STATE}/{sub}"), self._folder(sub, create=True) as folder:
-            names = sorted(os.listdir(folder), key=lambda name: os.stat(name, dir_fd=folder).st_mtime_ns)
+            ours = filter(_KEPT.fullmatch, os.listdir(folder))
+            names = sorted(ours, key=lambda name: os.stat(name, dir_fd=folder).st_mtime_ns)
             for name in names[:-count]:
                 if name not in kept:
                     os.unlink(name, dir_fd=folder)

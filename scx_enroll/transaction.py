@@ -208,11 +208,13 @@ def _fits(site: Site, agent: Agent, place: j.Place) -> bool:
     return data is not None and service.fits(site.root, agent.key, data)
 
 
-def _put(site: Site, certificate: str, place: j.Place) -> bool:
-    """Make `place` stand at the agent's name, copying its bytes from our records where they are gone.
+def _put(site: Site, role: str) -> bool:
+    """Make the open installation's "target" or "previous" stand, copying its bytes from our records where they are gone.
 
     Says whether it does: False where nothing was recorded to put there.
     """
+    entry = site.store.journal.installation
+    certificate, place = entry.certificate, _known(entry.target if role == "target" else entry.previous)
     if _stands(site, certificate, place):
         return True
     if place.kind == "link" and _holds(site, _reached(certificate, place.text), place.sha256):
@@ -222,11 +224,12 @@ def _put(site: Site, certificate: str, place: j.Place) -> bool:
     if data is None:
         return False
     if place.generation:
-        linked = place
-        if site.root.entry(_reached(certificate, place.text)).kind != "absent":
-            linked = replace(place, text=site.store.free_copy(certificate, place.generation))
-        site.store.make_copy(certificate, linked.text, data, linked)
-        site.store.swap(certificate, linked)
+        if site.root.entry(_reached(certificate, place.text)).kind != "absent":  # somebody else's bytes under that name
+            place = replace(place, text=site.store.free_copy(certificate, place.generation))
+            moved = replace(entry, target=place) if role == "target" else replace(entry, previous=place)
+            site.store.update(installation=moved)
+        site.store.make_copy(certificate, place.text, data, place)
+        site.store.swap(certificate, place)
     else:
         site.store.swap(certificate, place, data)
     return True
@@ -255,7 +258,7 @@ def _forward(site: Site) -> None:
         )
     if not usable:
         raise AgentNotReady("the agent's key changed while its certificate was installed")
-    _put(site, entry.certificate, target)
+    _put(site, "target")
     _mark(site, agent, target)
     proven = site.root.live and entry.running
     if proven:
@@ -303,7 +306,7 @@ def _backward(site: Site) -> None:
     agent = _agent(site)
     what = f"generation {target.generation}" if target.generation else "the earlier certificate"
     helps = _fits(site, agent, previous) or not _fits(site, agent, target)
-    restored = helps and _put(site, entry.certificate, previous)
+    restored = helps and _put(site, "previous")
     if restored:
         _mark(site, agent, previous)
     answer = service.Served(listening=False)
@@ -319,7 +322,7 @@ def _backward(site: Site) -> None:
             f"see {agent.log}, mend the cause, then: scx-enroll run --now",
         )
     if _fits(site, agent, target):
-        _put(site, entry.certificate, target)
+        _put(site, "target")
         _mark(site, agent, target)
     _settle(site, agent, "kept", installed=_current(site, agent), proven=False)
     raise RollbackFailed(

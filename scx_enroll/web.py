@@ -203,7 +203,8 @@ class _Adapter(HTTPAdapter):
         super().__init__(max_retries=0)
 
     def proxy_manager_for(self, proxy: str, **named: Any) -> Any:
-        return super().proxy_manager_for(proxy, proxy_ssl_context=self._context, **named)
+        make: Any = super().proxy_manager_for
+        return make(proxy, proxy_ssl_context=self._context, **named)
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:  # noqa: ARG002 - requests' interface
         conn.cert_reqs = "CERT_REQUIRED"

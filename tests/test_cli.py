@@ -319,6 +319,35 @@ def test_a_look_changes_something(host):
     assert sorted(os.walk(host)) == before
 
 
+@pytest.mark.parametrize("certificate", [b"", b"garbage\n"])
+def test_a_generation_whose_certificate_is_damaged(host, certificate):
+    """What a disk made of it is this host's trouble (12), with the file named; it is no defect of the program."""
+    folder = "var/lib/scx-enroll/generations/0123456789abcdef"
+    for name, data in (("cert.pem", certificate), ("chain.pem", b""), ("meta.json", j.to_json(j.Origin()))):
+        put(host, f"{folder}/{name}", data)
+    for path in ("var/lib/scx-enroll", "var/lib/scx-enroll/generations", folder):
+        os.chmod(f"{host}/{path}", 0o700)
+    status, _, err = in_process(["--root", host, "run", "--dry-run"])
+    assert status == 12
+    assert f"{folder}/cert.pem" in err
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        j.Journal(backoffs=(j.Backoff("", "i", 10**30, 1, "soon", 5, "m", "h"),)),
+        j.Journal(request=j.Request("submitted", "ca01.corp.lab.test", "csr", "spki", 7, 10**30, 1, 10**30)),
+    ],
+    ids=["back-off", "request"],
+)
+def test_a_time_that_no_calendar_holds(host, journal):
+    """A number in the journal that is no time is shown or refused; it is no defect of the program."""
+    put(host, "var/lib/scx-enroll/journal.json", j.to_json(journal))
+    os.chmod(f"{host}/var/lib/scx-enroll", 0o700)
+    for argv in (["status"], ["run", "--dry-run"]):
+        assert in_process(["--root", host, *argv])[0] in (0, 12)
+
+
 # -- unattended -----------------------------------------------------------------------------------------------------
 
 

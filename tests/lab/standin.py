@@ -338,6 +338,7 @@ class Server:
         end = data.find(b"-----END CERTIFICATE-----")
         first = data if end < 0 else data[: end + 26].rstrip() + b"\n"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.options &= ~0x80  # SSL_OP_IGNORE_UNEXPECTED_EOF, which Pythons before 3.12 set: OMI does not
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         pair, alone = _memory(first), _memory(secret)
         try:
