@@ -64,6 +64,7 @@ from .authority import (
 if TYPE_CHECKING:
     from types import TracebackType
 
+MAX_DRAINED_BYTES = 8 << 20  # of a form that is refused
 MAX_FORM_BYTES = 200_000  # ASP's AspMaxRequestEntityAllowed, by default
 
 TEXTS: Mapping[str, Mapping[str, str]] = {
@@ -577,6 +578,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if length > MAX_FORM_BYTES:
             self.close_connection = True
+            self.rfile.read(min(length, MAX_DRAINED_BYTES))  # else the close may overtake the answer, as a reset
             self._send(_Reply(413, iis_page(413)), authenticated=False)
             return
         self._serve("post", self.rfile.read(length))
