@@ -104,6 +104,10 @@ class Acquisition:
         self._record(conversation.submit(csr, self._identified), view, ca)
         return True
 
+    def check_line(self, server: str) -> None:
+        """See that a conversation could begin: password and trust are readable. Raises ConfigError, HostError; sends nothing."""
+        self.line.connect(self.site.root, self._ca(server))
+
     def repeat(self, view: View) -> None:
         """Send the CSR of a doubtful request once more, so that either certificate fits."""
         entry = self.store.journal.request
@@ -230,7 +234,8 @@ class Acquisition:
     ) -> None:
         """Record why this CA (`every`: any) is not asked for now, and the event of the request machine with it."""
         if retry == "changed":  # a cure at the CA is no change that can be seen from here
-            problem = type(problem)(problem.message, f"{problem.hint}; then: scx-enroll run --renew")
+            cure = "where only the account was mended" if isinstance(problem, SigninRefused) else "then"
+            problem = type(problem)(problem.message, f"{problem.hint}; {cure}: scx-enroll run --renew")
         server, inputs, now = "" if every else ca.server, view.seen.inputs, self.site.clock()
         secret = self._mark(ca) if retry == "changed" and isinstance(problem, SigninRefused) else ""
         entry = self.store.journal

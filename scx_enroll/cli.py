@@ -181,7 +181,7 @@ class _Call:
             _say(sys.stdout, self.report.as_json(facts))
         elif not self.quiet or status or facts["acts"] or self.flag("verbose"):
             stream = sys.stderr if facts["exit_status"] else sys.stdout
-            _say(stream, self.report.as_end(facts, failed=result.failure is not None))
+            _say(stream, self.report.as_end(facts, failed=result.failure is not None, wished=self.flag("renew")))
         return int(status)
 
     def _publish(self, facts: Dict[str, Any]) -> None:
@@ -211,13 +211,14 @@ class _Call:
             time.sleep(QUIET_POLL_S)
 
     def _dry_run(self) -> int:
-        result = self.enroll.inspect(self.root, self.options, self.tools)
+        result = self.enroll.rehearse(self.root, self.options, self.tools)
         facts = self.report.document(result, self.tools.clock())
         if self.json:
             _say(sys.stdout, self.report.as_json(facts))
         else:
             until = f"\nuntil: {self.report.when(result.step.until)}" if result.step.until else ""
-            _say(sys.stdout, f"{result.step.row} {result.step.action}: {result.step.reason}{until}\n")
+            hint = f"\nhint: {result.step.hint}" if result.step.hint else ""
+            _say(sys.stdout, f"{result.step.row} {result.step.action}: {result.step.reason}{until}{hint}\n")
         return 0
 
     def status(self) -> int:

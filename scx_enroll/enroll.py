@@ -259,9 +259,22 @@ def _run(site: Site, options: Options, tools: Tools) -> Run:
 
 def inspect(root: Root, options: Options, tools: Tools) -> Result:
     """Look and plan, and change nothing; needs no lock, since the journal is replaced whole."""
+    return _looker(root, options, tools).result()
+
+
+def rehearse(root: Root, options: Options, tools: Tools) -> Result:
+    """`inspect`, and see that what the next step reads can be read. Raises what the step would raise before it acts."""
+    looker = _looker(root, options, tools)
+    result = looker.result()
+    if result.step.action == "submit":
+        looker.acquisition.check_line(result.step.ca)
+    return result
+
+
+def _looker(root: Root, options: Options, tools: Tools) -> Run:
     site = _site(root, tools)
     site.store.load()
-    return _run(site, options, tools).result()
+    return _run(site, options, tools)
 
 
 def make_csr(root: Root, options: Options, tools: Tools) -> bytes:

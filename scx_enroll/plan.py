@@ -29,6 +29,7 @@ FIRST_SPREAD = Fraction(1, 3)  # of the first renewal after a roll-out, which is
 SHARES = 1 << 32  # a host's share of the spread is share / SHARES
 BACKOFF_S = {"soon": (5 * 60, 2 * HOUR_S), "later": (HOUR_S, DAY_S)}  # first and longest wait; each failure doubles it
 RESTARTS_HINT = "it goes on by itself then; where nobody asked for so many, find out who changes or stops the agent"
+ROLLED_BACK = 9
 PATIENT_STATUSES = (4, 5, 7, 11)  # what a run that only waits ends with
 LAST_PART = 0.1  # of a certificate's lifetime: waiting needs a person then
 POLL_S = (60, 4 * HOUR_S)  # a pending request is polled after a quarter of its age, within these
@@ -142,12 +143,13 @@ class _Case:
 
     def backoff(self, ca: str) -> Optional[Backoff]:
         """Why this CA is not asked now; `--now` ends a wait, `--renew` also what only other inputs would end."""
+        found = []
         for backoff in self.journal.backoffs:
             wished = self.wish.renew or (self.wish.now and backoff.retry != "changed")
             since = backoff.ca in self.wish.tried or (not backoff.ca and self.wish.tried)
             if backoff.ca in (ca, "") and self._waits(backoff) and (since or not wished):
-                return backoff
-        return None
+                found.append(backoff)
+        return max(reversed(found), key=lambda backoff: backoff.at, default=None)  # the latest failure is the one to tell
 
     def due(self, held: Held) -> int:
         """When renewal of this certificate is due."""
@@ -221,7 +223,8 @@ def _others_at_work(case: _Case) -> Optional[Step]:
 def _held_by_operator(case: _Case) -> Optional[Step]:
     if not case.journal.hold:
         return None
-    return Step("L4", "hold", f"held: {case.journal.hold}", hint="scx-enroll release")
+    status = 4 if case.wish.renew else 0  # what was asked for was not done
+    return Step("L4", "hold", f"held: {case.journal.hold}", status=status, hint="scx-enroll release")
 
 
 def _no_key(case: _Case) -> Optional[Step]:
@@ -257,11 +260,15 @@ def _not_listening(case: _Case) -> Optional[Step]:
     return _within_restarts(case, Step("L9", "restart", "nothing listens on the agent's port", generation=best.id), 1)
 
 
+NEEDS = {1: "a restart", 2: "two: one to go and one to come back"}
+
+
 def _within_restarts(case: _Case, step: Step, needed: int) -> Step:
     until = case.budget.restarts_until(needed)
     if until <= case.now:
         return step
-    reason = f"{step.reason}, but the restart budget is spent ({RESTARTS_PER_HOUR} an hour, {RESTARTS_PER_DAY} a day)"
+    spent = f"the restart budget ({RESTARTS_PER_HOUR} an hour, {RESTARTS_PER_DAY} a day) has no room for {NEEDS[needed]}"
+    reason = f"{step.reason}, but {spent}"
     return Step(step.row, "wait", reason, until=until, status=4, hint=RESTARTS_HINT)
 
 
@@ -312,8 +319,9 @@ def _doubtful(case: _Case) -> Optional[Step]:
 
 
 def _refused(case: _Case) -> Optional[Step]:
-    for backoff in case.journal.backoffs:
-        if backoff.status == 8 and case.backoff(backoff.ca) == backoff:
+    for ca in case.policy.cas:
+        backoff = case.backoff(ca)
+        if backoff and backoff.status == 8:
             return Step("C3", "wait", backoff.message, status=8, hint=backoff.hint)
     return None
 
@@ -349,7 +357,7 @@ def _needed(case: _Case) -> Optional[Step]:
 def _soonest(case: _Case, until: Optional[int]) -> Optional[int]:
     """Return `until`, or an earlier moment at which another certificate that is held comes into question."""
     skips = [case.skip(held) for held in case.valid]
-    moments = [until, *(until_of(skip) for skip in skips if skip), *(held.not_after for held in case.valid)]
+    moments = [until, *(until_of(skip) for skip in skips if skip)]
     return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
 
 
@@ -373,8 +381,9 @@ def _nothing(case: _Case) -> Step:
     newest = case.valid[0]
     skip = case.skip(newest)
     if skip:
+        status = skip.status or (0 if case.best else ROLLED_BACK)  # put aside by the operator, with nothing valid in its place
         hint = "mend the cause, then: scx-enroll run --now"
-        return Step("C5", "wait", skip.message, until=case.due(newest), status=skip.status, hint=hint, generation=newest.id)
+        return Step("C5", "wait", skip.message, until=case.due(newest), status=status, hint=hint, generation=newest.id)
     return Step(
         "C5", "nothing", f"generation {newest.id} is valid and in service"
         if case.seen.served == newest.leaf else f"generation {newest.id} is valid and installed, not proven",
@@ -385,7 +394,7 @@ def _nothing(case: _Case) -> Step:
 Row = Callable[[_Case], Optional[Step]]
 
 LOCAL: Tuple[Row, ...] = (
-    _interrupted, _agent_missing, _others_at_work, _held_by_operator, _no_key, _adoptable, _not_installed, _not_served,
+    _interrupted, _agent_missing, _held_by_operator, _others_at_work, _no_key, _adoptable, _not_installed, _not_served,
     _not_listening,
 )
 CA: Tuple[Row, ...] = (_pending, _doubtful, _refused, _needed, _nothing)

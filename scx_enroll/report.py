@@ -161,13 +161,19 @@ def as_status(facts: Mapping[str, Any]) -> str:
     return "".join(f"{name + ':':16}{value}\n" for name, value in rows) + f"as of {when(facts['time'])}\n"
 
 
-def as_end(facts: Mapping[str, Any], *, failed: bool) -> str:
-    """Return the last lines of a run that was not stopped by an error: what is in service, or what it waits for."""
+def as_end(facts: Mapping[str, Any], *, failed: bool, wished: bool = False) -> str:
+    """Return the last lines of a run that was not stopped by an error: what is in service, or what it waits for.
+
+    `wished`: a certificate was asked for by --renew; what failed then is not tried again by itself.
+    """
     lines = [f"scx-enroll: note: {note}" for note in facts["notes"]]
+    changed = any(act["action"] in ("install", "roll_back", "adopt") for act in facts["acts"])
+    if changed and not facts["proven"] and not facts["exit_status"]:
+        lines.append("scx-enroll: note: not proven: the agent was stopped, or does not run here; a later run looks again")
     if facts["exit_status"]:
         waits = facts["until"] and not failed
         lines.append(f"scx-enroll: {'waiting' if waits else 'error'}: {facts['reason']}")
-        if facts["until"]:
+        if facts["until"] and not (failed and wished):
             lines.append(f"scx-enroll: next attempt not before {when(facts['until'])}")
         if facts["hint"]:
             lines.append(f"scx-enroll: hint: {facts['hint']}")

@@ -363,7 +363,8 @@ def _within_budget(site: Site, needed: int) -> j.Budget:
     until = budget.restarts_until(needed)
     if until > now:
         raise Truce(
-            f"the restart budget is spent ({j.RESTARTS_PER_HOUR} an hour, {j.RESTARTS_PER_DAY} a day)",
+            f"the restart budget ({j.RESTARTS_PER_HOUR} an hour, {j.RESTARTS_PER_DAY} a day) has no room for "
+            + ("two: one to go and one to come back" if needed > 1 else "a restart"),
             f"run again in {(until - now) // 60 + 1} minutes; where nobody asked for so many, find out who changes the agent",
         )
     return budget

@@ -115,8 +115,9 @@ def test_files_that_never_rest():
 
 def test_the_operator_said_hold():
     """L4: nothing is changed, however urgent; the way out is the hint."""
-    step = at(EMPTY, Journal(hold="change freeze"), wish=Wish(now=True, renew=True))
+    step = at(EMPTY, Journal(hold="change freeze"), wish=Wish(now=True))
     assert told(step) == ("L4", "hold", None, 0)
+    assert at(EMPTY, Journal(hold="change freeze"), wish=Wish(renew=True)).status == 4, "what was asked for was not done"
     assert (step.reason, step.hint) == ("held: change freeze", "scx-enroll release")
 
 
@@ -384,8 +385,8 @@ def test_a_skipped_generation_is_not_asked_for_again():
 CAUSES = [
     ("L1", dict(), dict(installation=Installation("installing", target=Place("link"), previous=Place("link")))),
     ("L2", dict(blocked="no agent"), dict()),
-    ("L3", dict(busy="dpkg"), dict()),
     ("L4", dict(), dict(hold="by the operator")),
+    ("L3", dict(busy="dpkg"), dict()),
     ("L5", dict(key=""), dict()),
     ("L7", dict(certificate="self", held=(OLD,)), dict()),
     ("L8", dict(served="other", held=(OLD,)), dict()),

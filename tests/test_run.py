@@ -641,6 +641,10 @@ def test_dry_run_changes_nothing(scene: Scene, ca: LabCA) -> None:
     done = scene.command("run", "--dry-run")
     assert done.returncode == 0
     assert done.stdout.startswith("C4 submit:")
+    (scene.etc / "password0").chmod(0o644)
+    done = scene.command("run", "--dry-run")
+    assert done.returncode in (3, 12), "a step that would fail before it acts is told now"
+    assert "chmod" in done.stderr
     assert ca.log == []
     assert not scene.state.exists()
     unchanged(scene, before, served)
@@ -821,3 +825,36 @@ def test_a_person_at_a_terminal_is_told_what_a_wait_is_for(scene: Scene) -> None
     scene.host.move_link_back()
     scene.host.restart()
     assert "waiting" not in scene.command("run").stderr
+
+
+def test_the_latest_failure_is_told_not_the_one_before(scene: Scene, ca: LabCA) -> None:
+    """Who mended the template and then meets another fault must not hunt the old one."""
+    ca.switches.wrong = "eku"
+    assert scene.run().status == 8
+    ca.switches.wrong, ca.switches.auth = "", "negotiate"
+    ended = scene.run(renew=True)
+    assert (ended.status, "Basic" in ended.message) == (13, True), ended
+    assert scene.run().status == 13
+    ca.switches.auth = "basic"
+    assert scene.run(renew=True).status == 0
+
+
+def test_a_rollback_to_a_certificate_that_is_not_valid_stays_visible(scene: Scene) -> None:
+    """After release nothing is done by itself, and the host is not what the configuration asks for."""
+    scene.run()
+    scene.do(enroll.roll_back)
+    enroll.hold(scene.root(), enroll.Options(), scene.tools(), "")
+    ended = scene.run()
+    assert (ended.status, ended.rows) == (9, ())
+    assert "run --now" in ended.hint
+
+
+def test_a_rollback_between_two_valid_certificates_is_no_failure(scene: Scene) -> None:
+    """The one in service is valid, so nobody need be called."""
+    scene.run()
+    scene.run(renew=True)
+    scene.offset_s = HOUR_S + 1
+    scene.do(enroll.roll_back)
+    enroll.hold(scene.root(), enroll.Options(), scene.tools(), "")
+    assert scene.run().status == 0
+    assert scene.is_enrolled()
