@@ -27,8 +27,9 @@ test: fast lint matrix slow ## install what is needed and run everything
 fast: $(ENV)/.test ## the tests that are done in seconds
 	$(PYTEST) -q -n auto -m "not slow"
 
+# Most of it waits for processes, so more workers than cores.
 slow: $(ENV)/.test
-	$(PYTEST) -q -n auto -m slow
+	$(PYTEST) -q -n 4 -m slow
 
 lint: $(ENV)/.lint ## ruff and mypy --strict
 	$(ENV)/bin/ruff check --quiet .

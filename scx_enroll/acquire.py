@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Callable, Optional, Tuple, Union
 
 from scx_enroll import journal as j
-from scx_enroll import observe, plan, request, verify
+from scx_enroll import observe, pace, request, service, verify
+from scx_enroll.activate import Site
 from scx_enroll.config import CA, Config
 from scx_enroll.errors import (
     AgentNotReady,
@@ -24,7 +25,6 @@ from scx_enroll.errors import (
 from scx_enroll.observe import View
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Generation
-from scx_enroll.transaction import Site
 
 if TYPE_CHECKING:
     from scx_enroll import ca as cas
@@ -69,10 +69,17 @@ class Acquisition:
 
     def forget_old_secrets(self) -> None:
         """End the back-off of a refused password when the password has changed."""
-        backoffs, cas = self.store.journal.backoffs, {ca.server: ca for ca in self.config.cas}
-        kept = tuple(b for b in backoffs if not b.secret or (b.ca in cas and self._mark(cas[b.ca]) == b.secret))
+        backoffs = self.store.journal.backoffs
+        kept = tuple(b for b in backoffs if not b.secret or self._is_secret_of(b))
         if kept != backoffs:
             self.store.update(backoffs=kept)
+
+    def _is_secret_of(self, backoff: j.Backoff) -> bool:
+        """Say whether the password is still the one that was refused; one that can't be read is no new one."""
+        try:
+            return any(ca.server == backoff.ca and self._mark(ca) == backoff.secret for ca in self.config.cas)
+        except (ConfigError, HostError):
+            return True
 
     def _mark(self, ca: CA) -> str:
         if not self.store.journal.salt:
@@ -89,6 +96,8 @@ class Acquisition:
         self.store.check_state()
         self.store.check_folder(ready.agent.certificate)
         observe.account_can_read(ready.agent, self.site.root)
+        if view.seen.running:
+            service.check_tool(self.site.root, ready.agent.scxadmin)
         if view.seen.running and not view.seen.served:
             raise AgentNotReady(
                 f"the agent does not answer on port {ready.agent.port}, so a new certificate could not be proved",
@@ -100,7 +109,8 @@ class Acquisition:
         csr = request.build_csr(ready.spec, request.load_key(ready.pair.key or b""))
         now = self.site.clock()
         self._spend(now)
-        self.store.request("submit", ca=ca.server, csr=csr.decode(), spki=view.seen.key, since=now, tries=1, next=0)
+        self.store.request("submit", ca=ca.server, csr=csr.decode(), spki=view.seen.key, since=now, tries=1, next=0,
+                           inputs=view.seen.inputs)
         self._record(conversation.submit(csr, self._identified), view, ca)
         return True
 
@@ -133,7 +143,7 @@ class Acquisition:
 
     def lost(self, why: str) -> None:
         """A run was killed between the record and the answer, or the answer was lost."""
-        self.store.request("lost", next=self.site.clock() + plan.COOL_DOWN_S, why=why)
+        self.store.request("lost", next=self.site.clock() + pace.COOL_DOWN_S, why=why)
 
     def _preflight(self, conversation: "cas.Conversation", ca: CA, view: View, *, renew: bool) -> bool:
         """Learn the CA's chain and clock: what can fail after a certificate was issued should fail here."""
@@ -169,7 +179,7 @@ class Acquisition:
 
     def _spend(self, now: int) -> None:
         """Count a submission before it is made, as one that may issue a certificate."""
-        budget = self.store.budget.current(now)
+        budget = self.store.budget.kept(now)
         self.store.save_budget(replace(budget, submissions=(*budget.submissions, j.Submission(now, counts=True))))
 
     def _unspend(self) -> None:
@@ -189,8 +199,9 @@ class Acquisition:
         if isinstance(outcome, cas.Certificate):
             self._obtained(outcome, view, ca)
         elif isinstance(outcome, cas.Pending):
-            later = now + plan.poll_after(now - entry.since)
-            self.store.update(request=replace(entry, pending=True, next=later, why=""))
+            later = now + pace.poll_after(now - entry.since)
+            others = tuple(b for b in self.store.journal.backoffs if b.ca != ca.server)  # it talks to us again
+            self.store.update(request=replace(entry, pending=True, next=later, why=""), backoffs=others)
         elif isinstance(outcome, (cas.Denied, cas.Revoked, cas.Gone)):
             if isinstance(outcome, cas.Denied) and posted:
                 self._unspend()
@@ -204,7 +215,10 @@ class Acquisition:
             if posted:
                 self.lost(why)
                 return
-            self.store.update(request=replace(entry, next=now + plan.poll_after(now - entry.since), why=why))
+            if isinstance(outcome, cas.Unavailable) and outcome.kind.startswith("signin"):
+                self._fail(view, ca, *_unavailable(outcome))
+                return
+            self.store.update(request=replace(entry, next=now + pace.poll_after(now - entry.since), why=why))
             self.failure = CAUnreachable(f"request ID {entry.id} at {ca.server} was not fetched: {why}", "it is tried again")
 
     def _obtained(self, outcome: "cas.Certificate", view: View, ca: CA) -> None:
@@ -236,7 +250,8 @@ class Acquisition:
         if retry == "changed":  # a cure at the CA is no change that can be seen from here
             cure = "where only the account was mended" if isinstance(problem, SigninRefused) else "then"
             problem = type(problem)(problem.message, f"{problem.hint}; {cure}: scx-enroll run --renew")
-        server, inputs, now = "" if every else ca.server, view.seen.inputs, self.site.clock()
+        inputs = self.store.journal.request.inputs or view.seen.inputs  # of what was asked for, which may not be wanted now
+        server, now = "" if every else ca.server, self.site.clock()
         secret = self._mark(ca) if retry == "changed" and isinstance(problem, SigninRefused) else ""
         entry = self.store.journal
         failures = max((b.failures for b in entry.backoffs if (b.ca, b.inputs) == (server, inputs)), default=0) + 1
@@ -246,9 +261,9 @@ class Acquisition:
         moved = entry.request
         if event:
             state = j.step(j.REQUEST, moved.state, event)
-            again = replace(moved, state=state, next=now + plan.COOL_DOWN_S, why=problem.message)
+            again = replace(moved, state=state, next=now + pace.COOL_DOWN_S, why=problem.message)
             moved = j.Request() if state == "none" else again
-        others = tuple(b for b in entry.backoffs if b.ca != server and b.inputs == inputs)
+        others = tuple(b for b in entry.backoffs if b.ca != server and b.inputs in (inputs, view.seen.inputs))
         self.store.update(backoffs=(*others, backoff), request=moved)
         self.failure = problem
 

@@ -261,6 +261,12 @@ def _contents(root: Root, path: str, limit: int) -> Optional[bytes]:
         return None
 
 
+def pid(root: Root, agent: Agent) -> int:
+    """Return what the pid file says, 0 where there is none or it holds no number."""
+    found = _contents(root, agent.pid_file, MAX_PID_BYTES) if agent.pid_file else None
+    return int(found) if found and re.fullmatch(rb"\s*[1-9][0-9]{0,8}\s*", found) else 0
+
+
 def process(root: Root, agent: Agent) -> str:
     """Return "running", "stopped" (no pid file: on purpose) or "died" (a pid file, but no such process).
 

@@ -35,7 +35,7 @@ Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that 
   release          end a hold
 
 options:
-  --config FILE    instead of /etc/scx-enroll/scx-enroll.conf and conf.d
+  --config FILE    instead of /etc/scx-enroll/scx-enroll.conf; conf.d is looked for beside it
   --root DIR       take every path beneath DIR; nothing there is started or probed
   --live           the agent beneath --root runs here: restart and probe it
   --verbose        say why each step was taken, and what it waits for
@@ -47,16 +47,26 @@ exit status: 0 done, 1 bug, 2 usage, 3 configuration, 4 agent, 5 CA unreachable,
 
 
 def _say(stream: Any, text: str) -> None:
-    """Write and flush; where the reader has gone, the work goes on without being told of."""
+    """Write and flush; where nobody can be told (the reader has gone, the log's disk is full), the work goes on all the same."""
     try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError:
+        if stream is not None:
+            stream.write(text)
+            stream.flush()
+    except OSError:
         from scx_enroll.rootfs import nowhere
 
         fd = nowhere()
         os.dup2(fd, stream.fileno())
         os.close(fd)
+
+
+def _open_standard_files() -> None:
+    """See that descriptors 0 to 2 are open: a file of ours under one of these numbers would be written to."""
+    from scx_enroll.rootfs import nowhere
+
+    while (fd := nowhere()) <= 2:
+        pass
+    os.close(fd)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -108,15 +118,16 @@ class _Signals:
 
     def __init__(self) -> None:
         self.caught = 0
+        self.gentle = False  # something is under way that is better finished
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._catch)
 
     def _catch(self, number: int, _frame: Any) -> None:
-        if self.caught:
+        again, self.caught = self.caught, number
+        if again or not self.gentle:
             from scx_enroll.enroll import Stopped
 
             raise Stopped
-        self.caught = number
 
     def die(self) -> NoReturn:
         """End as one that the signal killed."""
@@ -151,13 +162,15 @@ class _Call:
         self.given: Dict[str, Any] = vars(arguments)
         self.json = self.flag("json")
         self.quiet = self.flag("unattended")
-        if not self.given.get("root", "/"):
-            raise UsageError("--root is empty", "name the folder; an unset variable in the shell looks like this")
+        for option in ("root", "config"):
+            if self.given.get(option) == "":
+                raise UsageError(f"--{option} is empty", "an unset variable in the shell looks like this")
         if self.flag("live") and "root" not in self.given:
             raise UsageError("--live goes with --root", "without --root this host's own agent is meant anyway")
         self.root = Root(self.given.get("root", "/"), self.flag("live"))
         wish = Wish(now=self.flag("now"), renew=self.flag("renew"))
         self.options = enroll.Options(self.given.get("config", ""), wish, self.given.get("wait", 0.0))
+        self.signals = signals
         self.tools = enroll.Tools(waiting=_progress(verbose=self.flag("verbose")), acted=self._acted, stopping=lambda: signals.caught != 0)
 
     def flag(self, name: str) -> bool:
@@ -172,7 +185,7 @@ class _Call:
         """Publish and show the end of a run; returns its exit status."""
         facts = self.report.document(result, self.tools.clock())
         self._publish(facts)
-        from scx_enroll.plan import needs_a_person
+        from scx_enroll.pace import needs_a_person
 
         status = facts["exit_status"]
         if self.quiet and not needs_a_person(status, result.view.seen.held, self.tools.clock()):
@@ -183,6 +196,14 @@ class _Call:
             stream = sys.stderr if facts["exit_status"] else sys.stdout
             _say(stream, self.report.as_end(facts, failed=result.failure is not None, wished=self.flag("renew")))
         return int(status)
+
+    def _carefully(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+        """Carry out a verb that a signal may only end between two steps."""
+        self.signals.gentle = True
+        try:
+            return verb(self.root, self.options, self.tools, *arguments)
+        finally:
+            self.signals.gentle = False
 
     def _publish(self, facts: Dict[str, Any]) -> None:
         """Leave the facts for anybody to read; what was done keeps its status where that fails."""
@@ -199,8 +220,9 @@ class _Call:
         deadline = time.monotonic() + MAX_QUIET_S
         while True:
             try:
-                result = self.enroll.run(self.root, self.options, self.tools)
+                result = self._carefully(self.enroll.run)
             except EnrollError as error:
+                self.given["late"] = self.quiet and self._is_late(error)
                 if not isinstance(error, Busy):  # the other run tells
                     self._publish({**self.report.error_document(error), "time": self.tools.clock()})
                 raise
@@ -210,7 +232,19 @@ class _Call:
                 raise self.enroll.Stopped
             time.sleep(QUIET_POLL_S)
 
+    def _is_late(self, error: EnrollError) -> bool:
+        """Say whether a failure that is only waited for needs a person, since what is held runs out."""
+        from scx_enroll.pace import needs_a_person
+
+        try:
+            held = self.enroll.inspect(self.root, self.options, self.tools).view.seen.held
+        except EnrollError:
+            return False
+        return needs_a_person(error.exit_status, held, self.tools.clock())
+
     def _dry_run(self) -> int:
+        if self.quiet or self.given.get("wait"):
+            raise UsageError("--dry-run changes nothing, so it waits for nothing and is never quiet", "leave the other option out")
         result = self.enroll.rehearse(self.root, self.options, self.tools)
         facts = self.report.document(result, self.tools.clock())
         if self.json:
@@ -230,11 +264,15 @@ class _Call:
 
             try:
                 facts = json.loads(self.root.read(STATUS, MAX_STATE_BYTES, trusted=True))
+                shown = self.report.as_status(facts)
             except FileNotFoundError:
                 raise HostError("no run has left a status yet", "let root run: scx-enroll run") from None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise HostError(f"{STATUS} is not understood", "let root run: scx-enroll run") from None
         else:
             facts = self.report.document(self.enroll.inspect(self.root, self.options, self.tools), self.tools.clock())
-        _say(sys.stdout, self.report.as_json(facts) if self.json else self.report.as_status(facts))
+            shown = self.report.as_status(facts)
+        _say(sys.stdout, self.report.as_json(facts) if self.json else shown)
         return 0
 
     def csr(self) -> int:
@@ -248,23 +286,29 @@ class _Call:
 
         name = self.given["file"]
         data = read_argument(name, MAX_ARGUMENT_BYTES)
-        return self.end(self.enroll.install(self.root, self.options, self.tools, data, name))
+        return self.end(self._carefully(self.enroll.install, data, name))
 
     def rollback(self) -> int:
         """Go back and hold."""
-        return self.end(self.enroll.roll_back(self.root, self.options, self.tools))
+        return self.end(self._carefully(self.enroll.roll_back))
+
+    def _no_config(self) -> None:
+        if "config" in self.given:
+            raise UsageError("hold and release need no configuration", "leave --config out")
 
     def hold(self) -> int:
         """Hold."""
         given = "".join(letter if letter.isprintable() else " " for letter in self.given["reason"])
         reason = " ".join(given.split()) or "by the operator"
-        self.enroll.hold(self.root, self.options, self.tools, reason)
+        self._no_config()
+        self._carefully(self.enroll.hold, reason)
         _say(sys.stdout, f"scx-enroll: held: {reason}; nothing is changed until: scx-enroll release\n")
         return 0
 
     def release(self) -> int:
         """End a hold."""
-        self.enroll.hold(self.root, self.options, self.tools, "")
+        self._no_config()
+        self._carefully(self.enroll.hold, "")
         _say(sys.stdout, "scx-enroll: released; the next run goes on\n")
         return 0
 
@@ -287,16 +331,18 @@ def _fail(error: EnrollError, arguments: Optional[argparse.Namespace]) -> int:
     if given.get("unattended") and isinstance(error, Unconfigured):
         _say(sys.stdout, f"scx-enroll: not configured yet: {error.message}\n")
         return 0
-    from scx_enroll.plan import PATIENT_STATUSES
+    from scx_enroll.pace import PATIENT_STATUSES
 
     if given.get("json"):
         _say(sys.stdout, report.as_json(report.error_document(error)))
     _say(sys.stderr, report.failure(error))
-    return 0 if given.get("unattended") and error.exit_status in PATIENT_STATUSES else error.exit_status
+    patient = given.get("unattended") and not given.get("late") and error.exit_status in PATIENT_STATUSES
+    return 0 if patient else error.exit_status
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one verb; returns the exit status (docs/exit-status.md)."""
+    _open_standard_files()
     signals = _Signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -313,7 +359,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if arguments is not None and vars(arguments).get("verbose"):
             raise
         kind = type(error).__name__
-        return _fail(EnrollError(f"a defect of scx-enroll: {kind}: {error}", "run again with --verbose, and report it"), None)
+        return _fail(EnrollError(f"a defect of scx-enroll: {kind}: {error}", "run again with --verbose, and report it"), arguments)
     except BaseException as end:
         if isinstance(end, SystemExit) or not signals.caught:
             raise

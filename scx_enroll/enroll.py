@@ -8,11 +8,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import Callable, List, Mapping, Optional, Tuple, TypeVar
 
+from scx_enroll import activate, observe, plan, request, transaction, verify
 from scx_enroll import agent as agents
 from scx_enroll import config as configs
 from scx_enroll import journal as j
-from scx_enroll import observe, plan, request, transaction, verify
 from scx_enroll.acquire import Acquisition, Line, generation_of, latch
+from scx_enroll.activate import Site
 from scx_enroll.config import Config
 from scx_enroll.errors import AgentNotReady, CertificateRefused, EnrollError, HostError, UsageError
 from scx_enroll.observe import View
@@ -20,7 +21,6 @@ from scx_enroll.plan import Step, Wish
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Patience
 from scx_enroll.store import Generation, Store
-from scx_enroll.transaction import Site
 
 MAX_STEPS = 16  # the longest way, with every CA failing over, takes fewer
 WAITING = ("wait", "hold", "nothing")
@@ -110,6 +110,7 @@ class Run:
             view = self.look()
             step = self.decide(view)
             if step.action in WAITING:
+                self._clear_strays(view)
                 self._note_proof(view)
                 return self.result(tuple(acts))
             if self.tools.stopping():
@@ -119,8 +120,16 @@ class Run:
             self.tools.acted(step)
         raise EnrollError(f"no end after {MAX_STEPS} steps; the last one was {step.row} {step.action}: {step.reason}")
 
+    def _clear_strays(self, view: View) -> None:
+        """Remove what a killed run left on its way in the agent's folder."""
+        found = view.found
+        if found and self.site.store.has_strays(found.agent.certificate):
+            self.site.store.sweep(found.agent.certificate, (found.pair.name.text.rpartition("/")[2],))
+
     def _note_proof(self, view: View) -> None:
         journal = self.site.store.journal
+        if journal.restarting and view.seen.listening:
+            self.site.store.update(restarting="")
         if journal.installed and not journal.proven and journal.installed.leaf == view.seen.served:
             self.site.store.update(proven=True)
 
@@ -133,7 +142,7 @@ class Run:
     def make_key(self, view: View, _step: Step) -> None:
         """L5."""
         agent = view.ready.agent
-        transaction.make_key(self.site, agent)
+        activate.make_key(self.site, agent)
         self.site.store.update(seen=transaction.signature(agents.read_pair(self.site.root, agent)))
 
     def adopt(self, view: View, _step: Step) -> None:
@@ -164,7 +173,7 @@ class Run:
     def restart(self, view: View, step: Step) -> None:
         """L8, L9."""
         leaf = next(held.leaf for held in view.seen.held if held.id == step.generation)
-        transaction.restart(self.site, view.ready.agent, leaf)
+        activate.restart(self.site, view.ready.agent, leaf)
 
     def submit(self, view: View, step: Step) -> None:
         """C4. A CA that fails is not asked again in this run, whatever was wished."""
@@ -229,7 +238,7 @@ def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T
 
     with site.store.lock(options.wait_s, waiting):
         _forget_the_future(site)
-        transaction.settle_command(site)
+        activate.settle_command(site)
         step = plan.interrupted(site.store.journal)
         if step:
             transaction.proceed(site)
@@ -238,10 +247,11 @@ def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T
 
 
 def _forget_the_future(site: Site) -> None:
-    """Count times of a clock that ran ahead as now, once: on the disk they would count until that time comes."""
-    budget, now = site.store.budget, site.clock()
-    if any(at > now for at in (*budget.restarts, *(sent.at for sent in budget.submissions))):
-        site.store.save_budget(budget.current(now))
+    """Note when times of the future were first seen: they count for a day from then."""
+    budget = site.store.budget
+    kept = budget.kept(site.clock())
+    if kept.ahead != budget.ahead:
+        site.store.save_budget(kept)
 
 
 def _config(root: Root, options: Options) -> Config:
@@ -291,6 +301,8 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
     def work(site: Site) -> Result:
         run = _run(site, options, tools)
         view, store = run.look(), site.store
+        if store.journal.hold:
+            raise AgentNotReady(f"held: {store.journal.hold}", "scx-enroll release, then install again")
         ready, seen, now = view.ready, view.seen, run.site.clock()
         found = verify.read(data)
         leaf = next((der for der in found if verify.facts(der).spki == seen.key), None)

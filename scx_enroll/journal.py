@@ -73,6 +73,7 @@ class Request:
     tries: int = 0  # POSTs of this CSR
     next: int = 0  # not polled or repeated before
     pending: bool = False  # a page said that it waits for a person
+    inputs: str = ""  # hash of what it was made from
     why: str = ""
 
 
@@ -139,6 +140,7 @@ class Journal:
     installation: Installation = Installation()
     installed: Optional[Place] = None  # as we left it last
     proven: bool = False
+    restarting: str = ""  # we stopped the agent to have this leaf served, and have not seen it up again
     before: Optional[Place] = None  # what a rollback returns to
     original: Optional[Place] = None  # before our first installation
     seen: str = ""  # the agent's files as our last act left them: not a change by others
@@ -183,6 +185,7 @@ class Budget:
     version: int = VERSION
     submissions: Tuple[Submission, ...] = ()
     restarts: Tuple[int, ...] = ()
+    ahead: int = 0  # when times of the future were first noticed, by the clock of then
 
     def restarts_until(self, needed: int = 1) -> int:
         """Return when `needed` restarts fit into the budget; a time that has come means now."""
@@ -192,11 +195,33 @@ class Budget:
         )
 
     def current(self, now: int) -> "Budget":
-        """Forget what is over a day old; a time in the future counts as now, so that a wrong clock frees nothing."""
+        """Return what counts: what is over a day old does not; a time in the future counts as now."""
+        kept = self.kept(now)
+        return replace(
+            kept,
+            submissions=tuple(replace(s, at=min(s.at, now)) for s in kept.submissions),
+            restarts=tuple(min(at, now) for at in kept.restarts),
+            ahead=0,
+        )
+
+    def kept(self, now: int) -> "Budget":
+        """Return what to save: without what is over a day old.
+
+        Times in the future are kept as they are for a day from when they were noticed: the clock may be behind now and
+        right tomorrow, or may have run ahead when they were written. Neither frees anything, neither blocks for years.
+        """
+        times = (*self.restarts, *(s.at for s in self.submissions))
+        ahead = (self.ahead if 0 < self.ahead <= now else now) if any(at > now for at in times) else 0
+        spent = ahead and now >= ahead + DAY_S
+
+        def counts(at: int) -> bool:
+            return not spent if at > now else at > now - DAY_S
+
         return replace(
             self,
-            submissions=tuple(replace(s, at=min(s.at, now)) for s in self.submissions if s.at > now - DAY_S),
-            restarts=tuple(min(at, now) for at in self.restarts if at > now - DAY_S),
+            submissions=tuple(s for s in self.submissions if counts(s.at)),
+            restarts=tuple(at for at in self.restarts if counts(at)),
+            ahead=0 if spent else ahead,
         )
 
 

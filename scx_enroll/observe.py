@@ -18,7 +18,8 @@ from scx_enroll import request, service, verify
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.config import CA, Config
 from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, HostError
-from scx_enroll.plan import Held, Observed, Policy
+from scx_enroll.pace import Held, Policy
+from scx_enroll.plan import Observed
 from scx_enroll.request import RequestSpec
 from scx_enroll.rootfs import Root
 from scx_enroll.store import STATE, Generation, Store
@@ -162,8 +163,22 @@ def readable_by(agent: Agent, root: Root) -> str:
 def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int) -> View:
     """Look once. `pool`: intermediates learnt from the CA in this run.
 
-    Raises ConfigError and HostError; an agent that isn't there or isn't ready is a fact, not an error.
+    Raises ConfigError and HostError; an agent that isn't there, isn't ready or is being changed is a fact, not an error.
     """
+    try:
+        return _look(root, store, config, pool, now)
+    except FileNotFoundError as gone:
+        seen = Observed(blocked=f"{gone.filename} went away while it was looked at", blocked_hint="run again when its files are quiet")
+        return View(seen, _policy(config, 0), None)
+
+
+def _process(root: Root, agent: Agent, journal: j.Journal) -> str:
+    """Return the state of the agent's process; one that went down by our own restart was not stopped on purpose."""
+    state = agents.process(root, agent)
+    return "died" if state == "stopped" and journal.restarting and root.live else state
+
+
+def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int) -> View:
     share = 0
     try:
         agent = agents.find(root, config.agent.layout, config.agent.port)
@@ -194,7 +209,7 @@ def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now:
             wrong = judged(der, tuple(rest), generation.origin.ca)
             held[facts.leaf] = Held(
                 generation.id, facts.leaf, facts.not_before, facts.not_after, generation.origin.first,
-                generation.origin.number, tuple(f"{m.what}: {m.detail}" for m in wrong),
+                generation.origin.number, generation.origin.obtained, tuple(f"{m.what}: {m.detail}" for m in wrong),
             )
     adoptable, wrong = None, ()
     if installed and installed.leaf not in held:
@@ -220,8 +235,9 @@ def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now:
         live=root.live,
         listening=answer.listening,
         served=answer.leaf,
-        process=agents.process(root, agent),
+        process=_process(root, agent, store.journal),
         inputs=_inputs(config, spec, spki),
+        trust_changed_at=max(root.resolve(ca.issuer_trust).mtime_ns for ca in config.cas) // 10**9,
         share=share,
     )
     notes = _notes(root, store, config, certificates, spec)

@@ -6,12 +6,10 @@ when it would not change by itself. Times are whole seconds since the epoch, han
 """
 
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Callable, Optional, Tuple, Union
 
 from scx_enroll.journal import (
     DAY_S,
-    HOUR_S,
     RESTARTS_PER_DAY,
     RESTARTS_PER_HOUR,
     Backoff,
@@ -20,32 +18,12 @@ from scx_enroll.journal import (
     Skip,
     free_at,
 )
+from scx_enroll.pace import DOUBT_S, POLL_S, SHARES, TRUST_SPREAD_S, Held, Policy, due, until_of
 
 MAX_SETTLE_S = 30 * 60  # files that never rest are not waited for any longer
-COOL_DOWN_S = 15 * 60  # after a POST whose fate is doubtful
-DOUBT_S = DAY_S  # then a fresh request is made
 MAX_POSTS_PER_CSR = 2
-FIRST_SPREAD = Fraction(1, 3)  # of the first renewal after a roll-out, which is when a whole fleet enrolled at once
-SHARES = 1 << 32  # a host's share of the spread is share / SHARES
-BACKOFF_S = {"soon": (5 * 60, 2 * HOUR_S), "later": (HOUR_S, DAY_S)}  # first and longest wait; each failure doubles it
 RESTARTS_HINT = "it goes on by itself then; where nobody asked for so many, find out who changes or stops the agent"
-ROLLED_BACK = 9
-PATIENT_STATUSES = (4, 5, 7, 11)  # what a run that only waits ends with
-LAST_PART = 0.1  # of a certificate's lifetime: waiting needs a person then
-POLL_S = (60, 4 * HOUR_S)  # a pending request is polled after a quarter of its age, within these
-
-
-@dataclass(frozen=True)
-class Held:
-    """A certificate that this host holds for the agent's present key, and what is wrong with it."""
-
-    id: str
-    leaf: str  # SHA-256
-    not_before: int
-    not_after: int
-    first: bool = False
-    number: int = 0  # the how-manieth that was obtained
-    mismatches: Tuple[str, ...] = ()
+ROLLED_BACK, SIGNIN_REFUSED = 9, 13
 
 
 @dataclass(frozen=True)
@@ -65,25 +43,13 @@ class Observed:
     served: str = ""  # SHA-256 of the leaf
     process: str = "running"  # "running" | "stopped" on purpose | "died"
     inputs: str = ""  # hash of what a request is made from
+    trust_changed_at: int = 0  # when the configured roots changed last
     share: int = 0  # this host's place in the spread, 0 .. SHARES - 1
 
     @property
     def running(self) -> bool:
         """Whether the agent is meant to run here: a stopped one is left stopped."""
         return self.live and (self.listening or self.process != "stopped")
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What the configuration asks for."""
-
-    cas: Tuple[str, ...]  # servers, in the order in which this host asks them
-    at: Fraction = Fraction(2, 3)
-    spread: Fraction = Fraction(1, 10)
-    certificates_per_day: int = 3
-    submissions_per_day: int = 24
-    pending_s: int = 30 * DAY_S
-    settle_s: int = 120
 
 
 @dataclass(frozen=True)
@@ -154,38 +120,6 @@ class _Case:
     def due(self, held: Held) -> int:
         """When renewal of this certificate is due."""
         return due(held, self.policy, self.seen.share)
-
-
-def due(held: Held, policy: Policy, share: int) -> int:
-    """Return when renewal is due: by the certificate's real lifetime, each host at its own share of the spread."""
-    wide = max(policy.spread, min(FIRST_SPREAD, policy.at / 2))
-    spread = wide if held.first else policy.spread
-    part = max(policy.at - spread * Fraction(share, SHARES), Fraction(0))
-    return held.not_before + int((held.not_after - held.not_before) * part)
-
-
-def needs_a_person(status: int, held: Tuple[Held, ...], now: int) -> bool:
-    """Say whether an unattended run that ends with `status` should fail: waiting is no failure while time remains.
-
-    `held`: all that is held, expired ones too. With nothing held yet, as at first boot, there is nothing to run out.
-    """
-    if status not in PATIENT_STATUSES:
-        return status != 0
-    lifetimes = [(one.not_after - now) / max(one.not_after - one.not_before, 1) for one in held]
-    return bool(lifetimes) and max(lifetimes) < LAST_PART
-
-
-def until_of(failure: Union[Backoff, Skip]) -> Optional[int]:
-    """Return when a failure is forgotten by itself, None for never."""
-    if failure.retry not in BACKOFF_S:
-        return None
-    first, longest = BACKOFF_S[failure.retry]
-    return failure.at + int(min(first * 2 ** min(max(failure.failures - 1, 0), 30), longest))
-
-
-def poll_after(age_s: int) -> int:
-    """Return how long to wait before a pending request of that age is polled again."""
-    return min(max(age_s // 4, POLL_S[0]), POLL_S[1])
 
 
 # -- local: serve the best valid certificate that is held -----------------------------------------------------------
@@ -286,6 +220,9 @@ def _pending(case: _Case) -> Optional[Step]:
         return Step("C1", "abandon", f"{what} is abandoned: the agent has another key now")
     if case.now >= request.since + case.policy.pending_s:
         return Step("C1", "abandon", f"{what} is abandoned: not issued within {case.policy.pending_s // DAY_S} days")
+    refused = _signin_refused(case, request.ca)
+    if refused:
+        return replace(refused, row="C1")
     if case.wish.now or not case.now < request.next <= case.now + POLL_S[1]:
         return Step("C1", "poll", f"{what} is asked for")
     until = min(request.next, request.since + case.policy.pending_s)
@@ -294,6 +231,14 @@ def _pending(case: _Case) -> Optional[Step]:
         return Step("C1", "wait", f"{what} is pending", until=until, status=7, hint=hint)
     hint = "it is asked for again by itself, or now with: scx-enroll run --now"
     return Step("C1", "wait", f"{what} was not fetched: {request.why}", until=until, status=5, hint=hint)
+
+
+def _signin_refused(case: _Case, ca: str) -> Optional[Step]:
+    """Not even a poll is sent with a password that was refused: accounts lock."""
+    backoff = case.backoff(ca)
+    if backoff is None or backoff.status != SIGNIN_REFUSED:
+        return None
+    return Step("C2", "wait", backoff.message, until=until_of(backoff), status=backoff.status, hint=backoff.hint)
 
 
 def _doubtful(case: _Case) -> Optional[Step]:
@@ -312,6 +257,9 @@ def _doubtful(case: _Case) -> Optional[Step]:
         reason = f"it is doubtful whether {request.ca} stored a request: {request.why}"
         hint = f"look for this host's request on {request.ca}; the next attempt follows by itself"
         return Step("C2", "wait", reason, until=again, status=5, hint=hint)
+    refused = _signin_refused(case, request.ca)
+    if refused:
+        return replace(refused, until=min(refused.until or ends, ends))
     over = _over_budget(case, "C2")
     if over:
         return replace(over, until=min(over.until or ends, ends))
@@ -328,6 +276,11 @@ def _refused(case: _Case) -> Optional[Step]:
 
 def _needed(case: _Case) -> Optional[Step]:
     newest = case.valid[0] if case.valid else None
+    if newest is None and _displaced(case) and not (case.wish.now or case.wish.renew):
+        spread_until = case.seen.trust_changed_at + TRUST_SPREAD_S * case.seen.share // SHARES
+        if case.now < spread_until:
+            reason = "the certificate in service leads to none of the configured roots; its renewal is spread over days"
+            return Step("C5", "nothing", reason, until=spread_until)
     if newest is None:
         reason = "no valid certificate is held"
     elif case.wish.renew:
@@ -359,6 +312,14 @@ def _soonest(case: _Case, until: Optional[int]) -> Optional[int]:
     skips = [case.skip(held) for held in case.valid]
     moments = [until, *(until_of(skip) for skip in skips if skip)]
     return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
+
+
+def _displaced(case: _Case) -> bool:
+    """Say whether what is installed lost nothing but its root: the configured roots changed, the certificate did not."""
+    return any(
+        held.leaf == case.seen.certificate and held.mismatches and all(what.startswith("path:") for what in held.mismatches)
+        for held in case.seen.held
+    )
 
 
 def _over_budget(case: _Case, row: str) -> Optional[Step]:

@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any, Dict, List, Mapping, Optional
 
-from scx_enroll import plan, verify
+from scx_enroll import pace, verify
 from scx_enroll.enroll import Result
 from scx_enroll.errors import EnrollError
 from scx_enroll.plan import Step
@@ -79,12 +79,12 @@ def document(result: Result, now: int) -> Dict[str, Any]:
         "served": seen.served or None,
         "listening": seen.listening,
         "live": seen.live,
-        "renewal_due": plan.due(newest, view.policy, seen.share) if newest else None,
+        "renewal_due": pace.due(newest, view.policy, seen.share) if newest else None,
         "request": {
             "state": request.state, "ca": request.ca, "id": request.id, "since": request.since, "next": request.next,
         } if request.state != "none" else None,
         "waiting_for": [
-            {"ca": b.ca or None, "message": b.message, "until": plan.until_of(b)} for b in journal.backoffs
+            {"ca": b.ca or None, "message": b.message, "until": pace.until_of(b)} for b in journal.backoffs
         ],
         "hold": journal.hold or None,
         "budget": {

@@ -168,11 +168,17 @@ def probe(port: int) -> Served:
 
 
 def await_leaf(
-    port: int, leaf: str, process: Callable[[], str], patience: Patience, waiting: Callable[[str], None]
+    port: int,
+    leaf: str,
+    process: Callable[[], str],
+    patience: Patience,
+    waiting: Callable[[str], None],
+    stale: Callable[[], bool] = lambda: False,
 ) -> Served:
     """Look until `leaf` (SHA-256) is served, or until waiting makes no sense any more; returns what was seen last.
 
-    `process` tells the state of the agent's process. The end comes early where none ran for `gone_s`.
+    `process` tells the state of the agent's process. The end comes early where none ran for `gone_s`. `stale`: the process
+    is the one that was to be restarted, and may be about to end: what it serves counts only if it goes on to the end.
     """
     end = time.monotonic() + patience.listener_s
     alive_at = time.monotonic()
@@ -181,7 +187,7 @@ def await_leaf(
         now = time.monotonic()
         if seen.listening or process() == "running":
             alive_at = now
-        if seen.leaf == leaf or now >= min(end, alive_at + patience.gone_s):
+        if (seen.leaf == leaf and not stale()) or now >= min(end, alive_at + patience.gone_s):
             return seen
         waiting(f"waiting for the agent to serve {leaf[:16]} on port {port}")
         time.sleep(patience.poll_s)
@@ -209,6 +215,18 @@ def await_end(pid: int, started: int, patience: Patience, waiting: Callable[[str
         time.sleep(patience.poll_s)
 
 
+def check_tool(root: Root, path: str) -> None:
+    """Raise AgentNotReady where one of the agent's tools is missing, or could have been changed by somebody else."""
+    found = root.resolve(path)
+    if found.kind != "file":
+        raise AgentNotReady(f"the agent's control command {path} is missing", "repair the agent's installation (package scx)")
+    if found.uid not in (0, os.geteuid()) or found.mode & 0o022:
+        raise AgentNotReady(
+            f"the agent's control command {path} may be written by others: mode {found.mode:04o}",
+            f"look at who changed it, then: chown root {path} && chmod 0755 {path}",
+        )
+
+
 def control(root: Root, command: Tuple[str, ...], patience: Patience, started: Callable[[int, int], None]) -> str:
     """Run one of the agent's tools and wait for it, bounded; returns its output, for a person to read.
 
@@ -216,16 +234,7 @@ def control(root: Root, command: Tuple[str, ...], patience: Patience, started: C
     of the text only. Output goes to a file in memory, because the agent that it starts inherits it and would keep a
     pipe open for ever. Raises AgentNotReady where it can't be started or doesn't end.
     """
-    found = root.resolve(command[0])
-    if found.kind != "file":
-        raise AgentNotReady(
-            f"the agent's control command {command[0]} is missing", "repair the agent's installation (package scx)"
-        )
-    if found.uid not in (0, os.geteuid()) or found.mode & 0o022:
-        raise AgentNotReady(
-            f"the agent's control command {command[0]} may be written by others: mode {found.mode:04o}",
-            f"look at who changed it, then: chown root {command[0]} && chmod 0755 {command[0]}",
-        )
+    check_tool(root, command[0])
     output = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         try:

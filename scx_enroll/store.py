@@ -287,6 +287,10 @@ class Store:
         """See that the state directory can be written and has space. Raises HostError."""
         self.check_folder(f"{STATE}/journal.json")
 
+    def has_strays(self, path: str) -> bool:
+        """Say whether a killed run left something on its way beside `path`."""
+        return any(name.startswith(TEMPORARY) for name in self.root.listdir(path.rpartition("/")[0]))
+
     def free_copy(self, path: str, generation: str) -> str:
         """Return a name for a copy beside `path` that does not exist yet."""
         with self._beside(path) as (folder, _):

@@ -7,34 +7,21 @@ that was killed alike.
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
-from typing import Callable, Optional, Tuple
+from dataclasses import replace
+from typing import Optional, Tuple
 
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
 from scx_enroll import service
+from scx_enroll.activate import Site, Truce, come_back, leave_packagers_alone, prove, within_budget
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.errors import AgentNotReady, CertificateRefused, EnrollError, HostError, RollbackFailed, RolledBack
 from scx_enroll.rootfs import Root
-from scx_enroll.store import COPY, MAX_STATE_BYTES, Generation, Store
+from scx_enroll.store import COPY, MAX_STATE_BYTES, Generation
 from scx_enroll.verify import read
 
+MAX_SKIPS = 8  # as many as generations are kept
 COPY_MODE = 0o444  # as the agent's own tool leaves it; everybody may read a certificate
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where and with what patience the work is done."""
-
-    root: Root
-    store: Store
-    patience: service.Patience
-    clock: Callable[[], int]
-    waiting: Callable[[str], None]
-
-
-class Truce(AgentNotReady):
-    """The restart budget is spent; the installation stays as it is, for a later run to go on."""
 
 
 def certificates_of(data: Optional[bytes]) -> Tuple[bytes, ...]:
@@ -101,8 +88,10 @@ def put_back(site: Site, agent: Agent, place: j.Place, *, running: bool, inputs:
 
 
 def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: str, hold: str) -> None:
+    leave_packagers_alone(site)
     if running:
-        _within_budget(site, 2)  # one to go forward, one to come back
+        service.check_tool(site.root, agent.scxadmin)
+        within_budget(site, 2)  # one to go forward, one to come back
     pair = agents.read_pair(site.root, agent)
     previous = place_of(site.root, agent, pair)
     if pair.certificate is not None and not previous.generation:
@@ -122,25 +111,22 @@ def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: 
     proceed(site)
 
 
-def settle_command(site: Site) -> None:
-    """Wait until the control command that an earlier run started has ended."""
-    command = site.store.journal.installation
-    service.await_end(command.pid, command.pid_start, site.patience, site.waiting)
-
-
 def proceed(site: Site) -> None:
     """Finish or undo the open installation; `settled` afterwards, or the failure is one that a later run can mend.
 
     Raises RolledBack or RollbackFailed where the target was not served. A name that somebody else has changed since is
-    left as it is: the next look starts from what is there.
+    left as it is: the next look starts from what is there. While the agent is not there to be looked at, or packages are
+    being changed, it stays open.
     """
     entry = site.store.journal.installation
+    leave_packagers_alone(site)
+    agent = replace(agents.find(site.root, entry.layout, entry.port), certificate=entry.certificate)
     if not any(_stands(site, entry.certificate, _known(place)) for place in (entry.target, entry.previous)):
         site.store.installation("undone" if entry.state == "installing" else "kept")
         return
     if entry.state == "installing":
         try:
-            _forward(site)
+            _forward(site, agent)
         except Truce:
             raise
         except AgentNotReady as cause:
@@ -152,7 +138,7 @@ def proceed(site: Site) -> None:
                 site.store.installation("undone")
             raise
     if site.store.journal.installation.state == "rolling_back":
-        _backward(site)
+        _backward(site, agent)
 
 
 def _open_unchanged(site: Site) -> bool:
@@ -165,11 +151,6 @@ def _known(place: Optional[j.Place]) -> j.Place:
     if place is None:  # from_json refuses such a journal
         raise EnrollError("an open installation lacks its target or previous place")
     return place
-
-
-def _agent(site: Site) -> Agent:
-    entry = site.store.journal.installation
-    return replace(agents.find(site.root, entry.layout, entry.port), certificate=entry.certificate)
 
 
 def _reached(certificate: str, text: str) -> str:
@@ -240,16 +221,10 @@ def _mark(site: Site, agent: Agent, place: j.Place) -> None:
         site.store.set_marker(agent.marker, present=place.marker)
 
 
-def _forward(site: Site) -> None:
+def _forward(site: Site, agent: Agent) -> None:
     """Raises AgentNotReady where the target is in place but not served."""
     entry = site.store.journal.installation
     target = _known(entry.target)
-    try:
-        agent = _agent(site)
-    except AgentNotReady:
-        if _open_unchanged(site):
-            site.store.installation("undone")
-        raise
     usable = _fits(site, agent, target)
     if not _stands(site, entry.certificate, target) and not usable:
         site.store.installation("undone")
@@ -262,7 +237,7 @@ def _forward(site: Site) -> None:
     _mark(site, agent, target)
     proven = site.root.live and entry.running
     if proven:
-        _serve(site, agent, target.leaf)
+        prove(site, agent, target.leaf, reserve=1)
     _settle(site, agent, "proved" if proven else "left_unproven", installed=_current(site, agent), proven=proven)
 
 
@@ -284,6 +259,7 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
         also={
             "installed": installed,
             "proven": proven,
+            "restarting": "" if proven else journal.restarting,
             "before": before if forward else journal.before,
             "original": journal.original or before,
             "seen": signature(agents.read_pair(site.root, agent)),
@@ -299,11 +275,10 @@ def _skip(site: Site, generation: str, inputs: str, retry: str, status: int, mes
     return j.Skip(generation, inputs, site.clock(), max(earlier, default=0) + 1, retry, status, message)
 
 
-def _backward(site: Site) -> None:
+def _backward(site: Site, agent: Agent) -> None:
     """Put back what was there. Raises RolledBack where that is proven or can't be told, else RollbackFailed."""
     entry = site.store.journal.installation
     target, previous = _known(entry.target), _known(entry.previous)
-    agent = _agent(site)
     what = f"generation {target.generation}" if target.generation else "the earlier certificate"
     helps = _fits(site, agent, previous) or not _fits(site, agent, target)
     restored = helps and _put(site, "previous")
@@ -311,7 +286,7 @@ def _backward(site: Site) -> None:
         _mark(site, agent, previous)
     answer = service.Served(listening=False)
     if restored and site.root.live and entry.running:
-        answer = _try_serve(site, agent, previous.leaf, force=entry.pid != 0)
+        answer = come_back(site, agent, previous.leaf, stopped=bool(site.store.journal.restarting))
     if restored and (not entry.running or not site.root.live or (previous.leaf and answer.leaf == previous.leaf)):
         message = f"{what} was rolled back: {entry.why}"
         skip = _skip(site, target.generation, entry.inputs, "later", RolledBack.exit_status, message)
@@ -333,85 +308,5 @@ def _backward(site: Site) -> None:
 
 
 def _remember_skip(site: Site, skip: j.Skip) -> None:
-    others = tuple(s for s in site.store.journal.skipped if s.generation != skip.generation)
+    others = tuple(s for s in site.store.journal.skipped if s.generation != skip.generation)[-MAX_SKIPS:]
     site.store.update(skipped=(*others, skip))
-
-
-def _try_serve(site: Site, agent: Agent, leaf: str, *, force: bool) -> service.Served:
-    """Restart where needed and say what is served; a control command that fails is no more than that."""
-    seen = service.probe(agent.port)
-    if seen.leaf == leaf and not force:
-        return seen
-    try:
-        _control(site, agent, "-restart")
-    except Truce:
-        raise
-    except AgentNotReady as problem:
-        site.waiting(problem.message)
-    return _await(site, agent, leaf)
-
-
-def _await(site: Site, agent: Agent, leaf: str) -> service.Served:
-    return service.await_leaf(
-        agent.port, leaf, lambda: agents.process(site.root, agent), site.patience, site.waiting
-    )
-
-
-def _within_budget(site: Site, needed: int) -> j.Budget:
-    now = site.clock()
-    budget = site.store.budget.current(now)
-    until = budget.restarts_until(needed)
-    if until > now:
-        raise Truce(
-            f"the restart budget ({j.RESTARTS_PER_HOUR} an hour, {j.RESTARTS_PER_DAY} a day) has no room for "
-            + ("two: one to go and one to come back" if needed > 1 else "a restart"),
-            f"run again in {(until - now) // 60 + 1} minutes; where nobody asked for so many, find out who changes the agent",
-        )
-    return budget
-
-
-def _control(site: Site, agent: Agent, word: str) -> str:
-    """Run scxadmin, within the budget; its process is in the journal while it runs."""
-    budget = _within_budget(site, 1)
-    site.store.save_budget(replace(budget, restarts=(*budget.restarts, site.clock())))
-
-    def note(pid: int, started: int) -> None:
-        site.store.update(installation=replace(site.store.journal.installation, pid=pid, pid_start=started))
-
-    site.waiting(f"waiting for {agent.scxadmin} {word}")
-    return service.control(site.root, (agent.scxadmin, word), site.patience, note)
-
-
-def _serve(site: Site, agent: Agent, leaf: str) -> None:
-    """Have the agent serve `leaf`, restarting it where it does not yet. Raises AgentNotReady where it doesn't."""
-    if service.probe(agent.port).leaf == leaf:
-        return
-    said = _control(site, agent, "-restart")
-    seen = _await(site, agent, leaf)
-    now = site.clock()
-    stopped = not seen.listening and agents.process(site.root, agent) == "stopped"
-    if stopped and site.store.budget.current(now).restarts_until(2) <= now:
-        # A slow stop makes the agent's own restart end with nothing running; one that died on the pair left a pid file.
-        said = _control(site, agent, "-start")
-        seen = _await(site, agent, leaf)
-    if seen.leaf != leaf:
-        found = f"it serves {seen.leaf[:16]}" if seen.leaf else seen.problem
-        raise AgentNotReady(f"the agent does not serve {leaf[:16]}: {found} ({said})", f"see {agent.log}")
-
-
-def restart(site: Site, agent: Agent, leaf: str) -> None:
-    """Restart the agent, whose files are as they should be, and prove that it serves `leaf`. Raises AgentNotReady."""
-    _serve(site, agent, leaf)
-    site.store.update(proven=True)
-
-
-def make_key(site: Site, agent: Agent) -> Tuple[str, Optional[bytes]]:
-    """Let the agent's own tool make the key that is missing; returns what it said and the key.
-
-    It makes key and certificate only where there is no key. Raises AgentNotReady where there is none afterwards.
-    """
-    said = service.control(site.root, (agent.scxsslconfig,), site.patience, lambda _pid, _started: None)
-    key = agents.read_pair(site.root, agent).key
-    if key is None:
-        raise AgentNotReady(f"the agent has no key and its own tool made none ({said})", f"repair the agent: see {agent.log}")
-    return said, key

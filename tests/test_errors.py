@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from scx_enroll import errors, plan
+from scx_enroll import errors, pace
 
 
 def kinds():
@@ -51,4 +51,4 @@ def test_an_unattended_run_fails_where_it_promised_to_wait(checkout):
     """The second table names the statuses that become 0, those of `plan` and that of a host which is not configured."""
     with open(os.path.join(checkout, "docs", "exit-status.md"), encoding="utf-8") as file:
         rows = re.findall(r"^\| .+? \| (\d+) \| 0 \|$", file.read(), re.MULTILINE)
-    assert sorted(map(int, rows)) == sorted((*plan.PATIENT_STATUSES, errors.Unconfigured.exit_status))
+    assert sorted(map(int, rows)) == sorted((*pace.PATIENT_STATUSES, errors.Unconfigured.exit_status))

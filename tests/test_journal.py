@@ -388,3 +388,21 @@ def test_a_window_is_free_at_the_time_that_was_named(used, allowed, window_s):
     assert (at == 0) == (len(used) <= allowed)
     if at:
         assert sum(at - one < window_s for one in used) <= allowed < sum(at - 1 - one < window_s for one in used)
+
+
+def test_a_clock_that_was_behind_once_frees_nothing():
+    """A host without a battery begins each boot in the past; what it noted then must not count as old tomorrow."""
+    spent = j.Budget(submissions=(j.Submission(NOW, counts=True),) * 3, restarts=(NOW,))
+    behind = spent.kept(NOW - 10 * 365 * j.DAY_S)
+    assert behind.submissions == spent.submissions
+    assert behind.ahead == NOW - 10 * 365 * j.DAY_S
+    right = behind.kept(NOW + 60)
+    assert (right.submissions, right.restarts, right.ahead) == (spent.submissions, spent.restarts, 0)
+
+
+def test_a_clock_that_ran_ahead_blocks_for_a_day_only():
+    """Noticed, then counted as now for a day, then forgotten."""
+    written = j.Budget(restarts=(NOW + 5 * 365 * j.DAY_S,))
+    noticed = written.kept(NOW)
+    assert noticed.kept(NOW + j.DAY_S - 1).current(NOW + j.DAY_S - 1).restarts == (NOW + j.DAY_S - 1,)
+    assert noticed.kept(NOW + j.DAY_S) == j.Budget()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
 
-from scx_enroll import plan
+from scx_enroll import pace, plan
 from scx_enroll.journal import (
     DAY_S,
     HOUR_S,
@@ -22,7 +22,8 @@ from scx_enroll.journal import (
     Skip,
     Submission,
 )
-from scx_enroll.plan import Held, Observed, Policy, Step, Wish, decide, due, needs_a_person, poll_after, until_of
+from scx_enroll.pace import Held, Policy, due, needs_a_person, poll_after, until_of
+from scx_enroll.plan import Observed, Step, Wish, decide
 
 NOW = 1_700_000_000
 YEAR = 365 * DAY_S
@@ -417,7 +418,7 @@ def test_healing_goes_on_while_a_request_is_pending():
 # -- times ----------------------------------------------------------------------------------------------------------
 
 fractions = st.integers(1, 99).map(lambda hundredths: Fraction(hundredths, 100))
-shares = st.integers(0, plan.SHARES - 1)
+shares = st.integers(0, pace.SHARES - 1)
 lifetimes = st.integers(HOUR_S, 20 * YEAR)
 
 
@@ -442,7 +443,7 @@ def test_a_certificate_is_not_due_on_the_day_it_was_issued(at_, spread, share):
 def test_hosts_renew_evenly_over_the_spread():
     """Equal shares of the hosts in equal parts of the time, and the same host at the same place each time."""
     held = replace(NEW, not_before=NOW, not_after=NOW + YEAR)
-    moments = sorted(due(held, POLICY, share) for share in range(0, plan.SHARES, plan.SHARES // 1000))
+    moments = sorted(due(held, POLICY, share) for share in range(0, pace.SHARES, pace.SHARES // 1000))
     first, last = NOW + YEAR * (POLICY.at - POLICY.spread), NOW + YEAR * POLICY.at
     for tenth in range(10):
         low, high = (first + (last - first) * part / 10 for part in (tenth, tenth + 1))
@@ -453,7 +454,7 @@ def test_hosts_renew_evenly_over_the_spread():
 def test_the_first_renewals_of_a_roll_out_are_spread_wider():
     """A fleet that enrolled in one hour does not come back in one month."""
     first = replace(NEW, first=True)
-    last_share = plan.SHARES - 1
+    last_share = pace.SHARES - 1
     assert due(first, POLICY, 0) == due(NEW, POLICY, 0)
     assert due(first, POLICY, 0) - due(first, POLICY, last_share) >= (due(NEW, POLICY, 0) - due(NEW, POLICY, last_share)) * 3.3
     wide = replace(POLICY, spread=Fraction(1, 2))
@@ -486,7 +487,7 @@ def test_a_clock_that_was_set_back_ends_a_back_off(retry):
 def test_a_clock_that_was_set_back_ends_the_wait_for_a_poll():
     """No poll is more than four hours away, whatever clock wrote its time."""
     journal = Journal(request=replace(SENT, since=NOW + 5 * YEAR, next=NOW + 5 * YEAR))
-    assert at(EMPTY, journal, now=NOW + plan.POLL_S[1] + 1).action == "poll"
+    assert at(EMPTY, journal, now=NOW + pace.POLL_S[1] + 1).action == "poll"
 
 
 def test_a_clock_that_was_set_back_ends_a_doubt():
@@ -553,7 +554,7 @@ class Cases:
             changed_at=self.one(0, self.when(self.written)), key=self.one(KEY, KEY, KEY, KEY, KEY, ""), certificate=self.one(*leaves),
             held=self.held(), stranger=self.one(None, None, None, None, NEW), live=self.one(True, False), listening=listening,
             served=self.one(*leaves) if listening else "", process=self.one("running", "stopped", "died"),
-            inputs=self.one("i", "i", "i", "other"), share=self.random.randrange(plan.SHARES),
+            inputs=self.one("i", "i", "i", "other"), share=self.random.randrange(pace.SHARES),
         )
 
     def failure(self, kind, subject, status):
@@ -745,3 +746,15 @@ def test_until_ends_when_renewal_of_a_skipped_generation_is_due():
     """C5: a generation skipped until inputs change is renewed all the same, so that time is named."""
     seen = replace(EMPTY, held=(NEW,))
     assert at(seen, Journal(skipped=(skip(retry="changed"),))).until == due(NEW, POLICY, 0)
+
+
+def test_new_roots_do_not_make_a_fleet_renew_in_one_hour():
+    """C4: configuration management puts a new root file on every host at once; the certificates in service still serve."""
+    displaced = replace(NEW, mismatches=("path: self-signed certificate in chain",))
+    seen = replace(GOOD, held=(displaced,), trust_changed_at=NOW - 60, share=pace.SHARES // 2)
+    step = at(seen)
+    assert told(step) == ("C5", "nothing", NOW - 60 + pace.TRUST_SPREAD_S // 2, 0)
+    assert at(seen, now=step.until).action == "submit"
+    assert at(seen, wish=Wish(renew=True)).action == "submit"
+    assert at(replace(seen, held=(replace(displaced, mismatches=("path: x", "dates: expired")),))).action == "submit"
+    assert at(replace(seen, certificate="self", served="self")).action == "submit", "it is not what the agent serves"

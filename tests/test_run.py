@@ -13,7 +13,7 @@ from typing import Any, Iterator
 import pytest
 
 from scx_enroll import enroll
-from scx_enroll.plan import COOL_DOWN_S
+from scx_enroll.pace import COOL_DOWN_S
 from tests.lab.agent import LAYOUTS, LabHost, fingerprint
 from tests.lab.authority import WRONG, to_pem
 from tests.lab.ca import LabCA

@@ -1,0 +1,155 @@
+"""Has the agent serve what its files hold, and proves it: restarts within the budget, looks at the wire, starts once more.
+
+That we stop the agent is in the journal before the command that does it, so that an agent which stays down is never taken
+for one that was stopped on purpose.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Callable, Optional, Tuple
+
+from scx_enroll import agent as agents
+from scx_enroll import journal as j
+from scx_enroll import service
+from scx_enroll.agent import Agent
+from scx_enroll.errors import AgentNotReady
+from scx_enroll.rootfs import Root
+from scx_enroll.store import Store
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and with what patience the work is done."""
+
+    root: Root
+    store: Store
+    patience: service.Patience
+    clock: Callable[[], int]
+    waiting: Callable[[str], None]
+
+
+class Truce(AgentNotReady):
+    """The restart budget is spent; the installation stays as it is, for a later run to go on."""
+
+
+def leave_packagers_alone(site: Site) -> None:
+    """Raise AgentNotReady while a package manager holds its lock."""
+    busy = agents.packager(site.root) if site.root.live else ""
+    if busy:
+        raise AgentNotReady(f"{busy} is changing packages", "run again when it has finished")
+
+
+def settle_command(site: Site) -> None:
+    """Wait until the control command that an earlier run started has ended."""
+    command = site.store.journal.installation
+    service.await_end(command.pid, command.pid_start, site.patience, site.waiting)
+
+
+def come_back(site: Site, agent: Agent, leaf: str, *, stopped: bool) -> service.Served:
+    """Have the agent serve `leaf` again; `stopped`: we have tried to restart it, so a look alone proves nothing.
+
+    A control command that fails is no more than that: what the port shows counts.
+    """
+    seen = service.probe(agent.port)
+    if seen.leaf == leaf and not stopped:
+        return seen
+    try:
+        return _bring_up(site, agent, leaf, reserve=0)[0]
+    except Truce:
+        raise
+    except AgentNotReady as problem:
+        site.waiting(problem.message)
+        return _await(site, agent, leaf, (0, 0))
+
+
+def _identity(site: Site, agent: Agent) -> Tuple[int, int]:
+    pid = agents.pid(site.root, agent)
+    return pid, service.start_time(pid) if pid else 0
+
+
+def _await(site: Site, agent: Agent, leaf: str, before: Tuple[int, int]) -> service.Served:
+    return service.await_leaf(
+        agent.port,
+        leaf,
+        lambda: agents.process(site.root, agent),
+        site.patience,
+        site.waiting,
+        lambda: before[1] != 0 and _identity(site, agent) == before,
+    )
+
+
+def within_budget(site: Site, needed: int) -> j.Budget:
+    """Return the budget to add to. Raises Truce where it has no room for `needed` restarts."""
+    now = site.clock()
+    until = site.store.budget.current(now).restarts_until(needed)
+    if until > now:
+        raise Truce(
+            f"the restart budget ({j.RESTARTS_PER_HOUR} an hour, {j.RESTARTS_PER_DAY} a day) has no room for "
+            + ("two: one to go and one to come back" if needed > 1 else "a restart"),
+            f"run again in {(until - now) // 60 + 1} minutes; where nobody asked for so many, find out who changes the agent",
+        )
+    return site.store.budget.kept(now)
+
+
+def _control(site: Site, agent: Agent, word: str, leaf: str) -> str:
+    """Run scxadmin, within the budget.
+
+    That we stop the agent is in the journal before, so that it is never taken for somebody's purpose; the command's
+    process is there while it runs.
+    """
+    budget = within_budget(site, 1)
+    site.store.save_budget(replace(budget, restarts=(*budget.restarts, site.clock())))
+    site.store.update(restarting=leaf)
+
+    def note(pid: int, started: int) -> None:
+        site.store.update(installation=replace(site.store.journal.installation, pid=pid, pid_start=started))
+
+    site.waiting(f"waiting for {agent.scxadmin} {word}")
+    said = service.control(site.root, (agent.scxadmin, word), site.patience, note)
+    note(0, 0)
+    return said
+
+
+def _bring_up(site: Site, agent: Agent, leaf: str, *, reserve: int) -> Tuple[service.Served, str]:
+    """Restart, and start once more where nothing runs then; returns what is served, and what scxadmin said.
+
+    `reserve`: restarts that must stay in the budget for the way back.
+    """
+    before = _identity(site, agent)
+    said = _control(site, agent, "-restart", leaf)
+    seen = _await(site, agent, leaf, before)
+    now = site.clock()
+    stopped = not seen.listening and agents.process(site.root, agent) == "stopped"
+    if stopped and site.store.budget.current(now).restarts_until(1 + reserve) <= now:
+        # A slow stop makes the agent's own restart end with nothing running; one that died on the pair left a pid file.
+        said = _control(site, agent, "-start", leaf)
+        seen = _await(site, agent, leaf, (0, 0))
+    return seen, said
+
+
+def prove(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
+    """Have the agent serve `leaf`, restarting it where it does not yet. Raises AgentNotReady where it doesn't."""
+    if service.probe(agent.port).leaf == leaf:
+        return
+    seen, said = _bring_up(site, agent, leaf, reserve=reserve)
+    if seen.leaf != leaf:
+        found = f"it serves {seen.leaf[:16]}" if seen.leaf else seen.problem
+        raise AgentNotReady(f"the agent does not serve {leaf[:16]}: {found} ({said})", f"see {agent.log}")
+
+
+def restart(site: Site, agent: Agent, leaf: str) -> None:
+    """Restart the agent, whose files are as they should be, and prove that it serves `leaf`. Raises AgentNotReady."""
+    leave_packagers_alone(site)
+    prove(site, agent, leaf, reserve=0)
+    site.store.update(proven=True, restarting="")
+
+
+def make_key(site: Site, agent: Agent) -> Tuple[str, Optional[bytes]]:
+    """Let the agent's own tool make the key that is missing; returns what it said and the key.
+
+    It makes key and certificate only where there is no key. Raises AgentNotReady where there is none afterwards.
+    """
+    said = service.control(site.root, (agent.scxsslconfig,), site.patience, lambda _pid, _started: None)
+    key = agents.read_pair(site.root, agent).key
+    if key is None:
+        raise AgentNotReady(f"the agent has no key and its own tool made none ({said})", f"repair the agent: see {agent.log}")
+    return said, key

@@ -1,0 +1,78 @@
+"""How long things wait: renewals, failures, polls. Pure; times are whole seconds since the epoch, handed in."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Optional, Tuple, Union
+
+from scx_enroll.journal import DAY_S, HOUR_S, Backoff, Skip
+
+COOL_DOWN_S = 15 * 60  # after a POST whose fate is doubtful
+DOUBT_S = DAY_S  # then a fresh request is made
+TRUST_SPREAD_S = 3 * DAY_S  # a fleet that gets new roots in one hour renews over this long
+FIRST_SPREAD = Fraction(1, 3)  # of the first renewal after a roll-out, which is when a whole fleet enrolled at once
+SHARES = 1 << 32  # a host's share of the spread is share / SHARES
+BACKOFF_S = {"soon": (5 * 60, 2 * HOUR_S), "later": (HOUR_S, DAY_S)}  # first and longest wait; each failure doubles it
+PATIENT_STATUSES = (4, 5, 7, 11)  # what a run that only waits ends with
+LAST_PART = 0.1  # of a certificate's lifetime: waiting needs a person then
+POLL_S = (60, 4 * HOUR_S)  # a pending request is polled after a quarter of its age, within these
+
+
+@dataclass(frozen=True)
+class Held:
+    """A certificate that this host holds for the agent's present key, and what is wrong with it."""
+
+    id: str
+    leaf: str  # SHA-256
+    not_before: int
+    not_after: int
+    first: bool = False
+    number: int = 0  # the how-manieth that was obtained
+    obtained: int = 0
+    mismatches: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the configuration asks for."""
+
+    cas: Tuple[str, ...]  # servers, in the order in which this host asks them
+    at: Fraction = Fraction(2, 3)
+    spread: Fraction = Fraction(1, 10)
+    certificates_per_day: int = 3
+    submissions_per_day: int = 24
+    pending_s: int = 30 * DAY_S
+    settle_s: int = 120
+
+
+def due(held: Held, policy: Policy, share: int) -> int:
+    """Return when renewal is due: by the certificate's real lifetime, each host at its own share of the spread."""
+    wide = max(policy.spread, min(FIRST_SPREAD, policy.at / 2))
+    spread = wide if held.first else policy.spread
+    part = max(policy.at - spread * Fraction(share, SHARES), Fraction(0))
+    by_lifetime = held.not_before + int((held.not_after - held.not_before) * part)
+    # A CA near its end, or a very short template, gives certificates that are born past that point: never ask in a loop.
+    return max(by_lifetime, held.obtained + (held.not_after - held.obtained) // 10 if held.obtained else 0)
+
+
+def needs_a_person(status: int, held: Tuple[Held, ...], now: int) -> bool:
+    """Say whether an unattended run that ends with `status` should fail: waiting is no failure while time remains.
+
+    `held`: all that is held, expired ones too. With nothing held yet, as at first boot, there is nothing to run out.
+    """
+    if status not in PATIENT_STATUSES:
+        return status != 0
+    lifetimes = [(one.not_after - now) / max(one.not_after - one.not_before, 1) for one in held]
+    return bool(lifetimes) and max(lifetimes) < LAST_PART
+
+
+def until_of(failure: Union[Backoff, Skip]) -> Optional[int]:
+    """Return when a failure is forgotten by itself, None for never."""
+    if failure.retry not in BACKOFF_S:
+        return None
+    first, longest = BACKOFF_S[failure.retry]
+    return failure.at + int(min(first * 2 ** min(max(failure.failures - 1, 0), 30), longest))
+
+
+def poll_after(age_s: int) -> int:
+    """Return how long to wait before a pending request of that age is polled again."""
+    return min(max(age_s // 4, POLL_S[0]), POLL_S[1])
