@@ -6,13 +6,14 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
 
-from scx_enroll import enroll
+from scx_enroll import enroll, observe, transaction
 from scx_enroll.pace import COOL_DOWN_S
 from tests.lab.agent import LAYOUTS, LabHost, fingerprint
 from tests.lab.authority import WRONG, to_pem
@@ -419,14 +420,14 @@ def test_restart_that_does_nothing_is_rolled_back(scene: Scene) -> None:
     unchanged(scene, before, served)
 
 
-def test_missing_control_command_changes_nothing_for_good(scene: Scene) -> None:
-    """Without scxadmin nothing can be proved."""
-    served = scene.served
-    before = {k: v for k, v in scene.host.snapshot().items() if "/ssl" in k}
+def test_missing_control_command_is_seen_before_anything_is_asked_for(scene: Scene) -> None:
+    """Without scxadmin nothing can be proved, so a certificate would be issued in vain."""
+    before, served = scene.host.snapshot(), scene.served
     scene.host.remove_scxadmin()
     ended = scene.run()
-    assert ended.status == 9
+    assert ended.status == 4
     assert "scxadmin" in ended.message
+    assert scene.posts == 0
     unchanged(scene, before, served)
 
 
@@ -858,3 +859,217 @@ def test_a_rollback_between_two_valid_certificates_is_no_failure(scene: Scene) -
     enroll.hold(scene.root(), enroll.Options(), scene.tools(), "")
     assert scene.run().status == 0
     assert scene.is_enrolled()
+
+
+# -- what a review found --------------------------------------------------------------------------------------------
+
+
+def test_agent_that_our_restart_left_down_is_not_taken_for_stopped_on_purpose(scene: Scene) -> None:
+    """Nothing runs after a slow stop and no restart is left: later runs must start it, not say that nothing is to do."""
+    scene.run()
+    scene.run(renew=True)  # two of three restarts
+    scene.host.move_link_back()
+    scene.host.restart()
+    scene.host.relink(next(name for name in scene.host.snapshot() if "scx-enroll-" in name).rpartition("/")[2])
+    scene.host.slow_stop(seconds=1.0, poll=0.01)
+    assert scene.run().status == 4, "the third restart ends with nothing running"
+    assert scene.served == ""
+    assert scene.run().status == 4
+    scene.host.knobs(stop_takes=None, poll=0.05)
+    scene.offset_s = HOUR_S + 1
+    ended = scene.run()
+    assert (ended.status, ended.rows) == (0, ("L9",))
+    assert scene.is_enrolled()
+
+
+def test_rollback_is_not_proved_by_a_process_that_is_about_to_end(scene: Scene) -> None:
+    """The restart back is a slow stop: what the old process serves in its last seconds proves nothing."""
+    scene.host.refuse_new()
+    served = scene.served
+    scene.host.knobs(stop_takes=2.5, poll=0.01)
+    ended = scene.run()
+    time.sleep(3)
+    assert ended.status == 9
+    assert scene.served == served
+
+
+def test_refused_password_is_not_sent_by_polls_either(scene: Scene, ca: LabCA) -> None:
+    """A pending request is polled for days: each poll with a wrong password brings the lock nearer."""
+    ca.switches.mode = "pending"
+    scene.run()
+    scene.write("password0", b"changed on the other side\n", 0o600)
+    scene.offset_s = 3 * HOUR_S
+    assert scene.run().status == 13
+    for hours in (6, 30):
+        scene.offset_s = hours * HOUR_S
+        assert scene.run().status == 13
+    assert scene.run(now=True).status == 13
+    assert ca.bad_passwords == 1
+    scene.write("password0", ca.password.encode(), 0o600)
+    assert scene.run(now=True).status == 7
+    ca.authority.approve(1)
+    scene.offset_s = 0
+    assert scene.run(now=True).status == 0
+    assert ca.count_post == 1
+
+
+def test_inputs_that_changed_while_pending_are_asked_for_afterwards(scene: Scene, ca: LabCA) -> None:
+    """The certificate of the old request does not fit; that says nothing about the new inputs."""
+    ca.switches.mode = "pending"
+    scene.run()
+    scene.configure(alternative_names="second.lab.test")
+    ca.authority.approve(1)
+    ca.switches.mode = "issue"
+    ended = scene.run(now=True)
+    assert ended.status == 0, ended
+    assert ended.result and ended.result.view.found and ended.result.view.found.installed
+    assert "second.lab.test" in ended.result.view.found.installed.names
+    assert ca.count_post == 2
+
+
+def interrupted(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill a run after the swap and before the restart."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_arguments: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transaction, "prove", lambda *_a, **_k: kill())
+        with pytest.raises(Killed):
+            scene.run()
+    assert b'"state": "installing"' in (scene.state / "journal.json").read_bytes()
+
+
+def test_agent_that_is_gone_for_a_moment_leaves_an_installation_open(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package upgrade takes the server away and brings it back: no reason to roll back a good certificate."""
+    interrupted(scene, monkeypatch)
+    server = Path(scene.host.path("/opt/omi/bin/omiserver"))
+    server.rename(server.with_suffix(".away"))
+    assert scene.run().status == 4
+    assert b'"state": "installing"' in (scene.state / "journal.json").read_bytes()
+    server.with_suffix(".away").rename(server)
+    assert scene.run().status == 0
+    assert scene.is_enrolled()
+    assert scene.posts == 1
+
+
+def test_an_open_installation_is_finished_without_a_configuration(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L1: the operator's typing error must not leave the agent between two certificates."""
+    interrupted(scene, monkeypatch)
+    (scene.etc / "scx-enroll.conf").write_text("[nonsense\n")
+    assert scene.run().status == 3
+    assert scene.is_enrolled()
+
+
+def test_key_that_changed_while_interrupted_is_not_paired_with_the_old_certificate(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pair would kill the agent at its next start."""
+    interrupted(scene, monkeypatch)
+    scene.host.scxsslconfig_f()
+    ended = [scene.run() for _ in range(3)][-1]
+    scene.offset_s = HOUR_S + 1
+    scene.cas[0].switches.date_offset = scene.offset_s
+    ended = scene.run()
+    assert ended.status == 0, ended
+    assert scene.is_enrolled()
+
+
+@pytest.mark.parametrize("verb", ["install", "rollback"])
+def test_package_manager_at_work_stops_every_verb(scene: Scene, tmp_path: Path, verb: str) -> None:
+    """A restart in the middle of an upgrade meets half an agent."""
+    scene.run()
+    file = tmp_path / "issued.pem"
+    file.write_bytes(to_pem([scene.cas[0].authority.issue(scene.command("csr").stdout.encode())]))
+    lock = Path(scene.host.path("/var/lib/dpkg/lock-frontend"))
+    lock.parent.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl,sys,time; f=open(sys.argv[1],'w'); fcntl.lockf(f,fcntl.LOCK_EX); print('held',flush=True); time.sleep(60)",
+         str(lock)], stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout and holder.stdout.readline() == b"held\n"
+        before, served = scene.host.snapshot(), scene.served
+        done = scene.command(verb, *([str(file)] if verb == "install" else []))
+        assert done.returncode == 4, done.stderr
+        assert "dpkg" in done.stderr
+        assert scene.run().status == 4
+        unchanged(scene, before, served)
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_missing_password_does_not_stop_healing(scene: Scene) -> None:
+    """Serve the best valid certificate, whatever the CA is doing."""
+    scene.run()
+    scene.write("password0", b"wrong\n", 0o600)
+    assert scene.run(renew=True).status == 13
+    (scene.etc / "password0").unlink()
+    scene.host.move_link_back()
+    assert "L7" in scene.run().rows
+    assert scene.is_enrolled()
+
+
+def test_full_log_disk_does_not_stop_the_work(scene: Scene) -> None:
+    """/dev/full stands for it: the certificate was obtained, so it is installed."""
+    with open("/dev/full", "w") as full:
+        child = subprocess.Popen(scene.argv("run"), stdout=full, stderr=full)
+        assert child.wait(60) == 0
+    assert scene.is_enrolled()
+
+
+def test_certificate_that_is_born_old_is_not_asked_for_in_a_loop(tmp_path: Path) -> None:
+    """A template of some minutes, or a CA at its end: NotBefore lies ten minutes back, so renewal seems due at once."""
+    with LabCA(tmp_path / "ca", lifetime=60) as ca, LabHost(tmp_path / "host", key="ec:secp256r1") as host:
+        host.start()
+        scene = Scene(host, [ca])
+        assert scene.run().status == 0
+        assert scene.run().status == 0
+        assert ca.authority.issued == 1
+
+
+def test_folder_that_the_agents_account_cannot_enter_is_seen_before(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent reads as its own user; a certificate that it can't reach is as fatal as a wrong one."""
+    monkeypatch.setattr(observe, "readable_by", lambda agent, root: "/etc/opt/omi/ssl")
+    ended = scene.run()
+    assert ended.status == 12
+    assert "chmod" in ended.hint
+    assert scene.posts == 0
+
+
+def test_name_auto_that_contradicts_a_signed_certificate_stops_and_shows_both(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SCOM goes on asking for the name it knows."""
+    scene.run()
+    monkeypatch.setattr(socket, "gethostname", lambda: "other")
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *a, **k: [(socket.AF_INET, socket.SOCK_STREAM, 6, "other.lab.test", ("192.0.2.1", 0))]
+    )
+    scene.configure(name="auto")
+    ended = scene.run()
+    assert ended.status == 3
+    assert "other.lab.test" in ended.message
+    assert scene.host.fqdn in ended.message
+
+
+def test_name_auto_is_latched_at_the_first_success(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver that gives another answer tomorrow changes nothing."""
+    answers = [scene.host.fqdn]
+    monkeypatch.setattr(socket, "gethostname", lambda: "host1")
+    real = socket.getaddrinfo
+
+    def resolve(host: Any, port: Any, *rest: Any, **named: Any) -> Any:
+        if host != "host1":
+            return real(host, port, *rest, **named)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, answers[0], ("192.0.2.1", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    scene.configure(name="auto")
+    assert scene.run().status == 0
+    assert scene.is_enrolled()
+    answers[0] = "wrong.lab.test"
+    ended = scene.run()
+    assert (ended.status, ended.rows) == (0, ())
