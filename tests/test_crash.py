@@ -19,6 +19,7 @@ from scx_enroll.pace import COOL_DOWN_S
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Store
 from tests.lab.agent import LabHost
+from tests.lab.authority import to_pem
 from tests.lab.ca import LabCA
 from tests.scene import Outcome, Scene
 
@@ -113,18 +114,50 @@ def stopped(scene: Scene) -> Dict[str, bool]:
     return {}
 
 
+def serving_another(scene: Scene) -> Dict[str, bool]:
+    """The files are ours again, but the agent serves what somebody else had put there."""
+    assert scene.run().status == 0
+    ours = next(name for name in scene.host.snapshot() if "scx-enroll-" in name).rpartition("/")[2]
+    scene.host.move_link_back()
+    scene.host.restart()
+    scene.host.relink(ours)
+    return {}
+
+
+def rolled_back(scene: Scene) -> Dict[str, bool]:
+    """The operator goes back from a renewal."""
+    assert scene.run().status == 0
+    assert scene.run(renew=True).status == 0
+    scene.offset_s += 2 * HOUR_S
+    scene.cas[0].switches.date_offset = scene.offset_s
+    return {}
+
+
+def brought_by_hand(scene: Scene) -> Dict[str, bool]:
+    """A certificate comes in a file."""
+    return {}
+
+
 SCENARIOS: Tuple[Callable[[Scene], Dict[str, bool]], ...] = (
-    first_enrolment, renewal, refused_by_the_agent, brought_back, stopped,
+    first_enrolment, renewal, refused_by_the_agent, brought_back, stopped, serving_another, rolled_back, brought_by_hand,
 )
 
 
-def crashing_run(scene: Scene, fuse: Fuse, monkeypatch: pytest.MonkeyPatch, wish: Dict[str, bool]) -> bool:
-    """Run with a fuse; says whether it blew."""
+def crashing_run(scene: Scene, scenario: Any, fuse: Fuse, monkeypatch: pytest.MonkeyPatch, wish: Dict[str, bool]) -> bool:
+    """Run, or carry out the scenario's verb, with a fuse; says whether it blew."""
     with monkeypatch.context() as patch:
         patch.setattr(service, "control", fuse.around("control", service.control))
         patch.setattr(enroll, "ACTS", {name: fuse.around(name, act) for name, act in ACTS.items()})
         try:
-            scene.run(parts={"store": fuse.store, "line": fuse.line()}, **wish)
+            parts = {"store": fuse.store, "line": fuse.line()}
+            if scenario is rolled_back:
+                scene.do(enroll.roll_back, parts=parts)
+            elif scenario is brought_by_hand:
+                csr = enroll.make_csr(scene.root(), enroll.Options(), scene.tools())
+                ca = scene.cas[0].authority
+                scene.do(enroll.install, to_pem([ca.issue(csr), *ca.chain()]), "issued.pem", parts=parts)
+            else:
+                scene.run(parts=parts, **wish)
         except Crash:
             return True
     return False
@@ -167,7 +200,7 @@ def one_crash(tmp_path: Path, ca: LabCA, scenario: Any, point: int, monkeypatch:
         wish = scenario(scene)
         issued, before = scene.issued, scene.served
         fuse = Fuse(point)
-        blew = crashing_run(scene, fuse, monkeypatch, wish)
+        blew = crashing_run(scene, scenario, fuse, monkeypatch, wish)
         where = f"{scenario.__name__}, point {point}: {fuse.names[-1]}"
         if scenario not in (stopped, refused_by_the_agent):  # those leave it down, for the next run to mend
             assert comes_back(scene), f"the agent is down beyond a restart: {where}"
@@ -184,6 +217,9 @@ def one_crash(tmp_path: Path, ca: LabCA, scenario: Any, point: int, monkeypatch:
             assert host.pid == 0, f"it was stopped on purpose: {where}"
             host.start()
             assert scene.is_enrolled(), where
+        elif scenario is brought_by_hand:
+            assert ended.status == 0, f"{where}: {ended}"
+            assert scene.served == scene.installed != "", where
         else:
             assert ended.status == 0, f"{where}: {ended}"
             assert scene.is_enrolled(), where
