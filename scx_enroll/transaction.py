@@ -204,16 +204,25 @@ def _put(site: Site, role: str) -> bool:
     data = _data(site, place)
     if data is None:
         return False
-    if place.generation:
-        if site.root.entry(_reached(certificate, place.text)).kind != "absent":  # somebody else's bytes under that name
-            place = replace(place, text=site.store.free_copy(certificate, place.generation))
-            moved = replace(entry, target=place) if role == "target" else replace(entry, previous=place)
-            site.store.update(installation=moved)
-        site.store.make_copy(certificate, place.text, data, place)
-        site.store.swap(certificate, place)
-    else:
+    # Where it can't stand as it did, what shall stand instead is recorded first, or a run killed here would not know it again.
+    if not place.generation:
+        _record(site, role, replace(place, kind="file", text=""))
         site.store.swap(certificate, place, data)
+        return True
+    if site.root.entry(_reached(certificate, place.text)).kind != "absent":  # somebody else's bytes under that name
+        place = replace(place, text=site.store.free_copy(certificate, place.generation))
+        _record(site, role, place)
+    site.store.make_copy(certificate, place.text, data, place)
+    site.store.swap(certificate, place)
     return True
+
+
+def _record(site: Site, role: str, place: j.Place) -> None:
+    entry = site.store.journal.installation
+    known = entry.target if role == "target" else entry.previous
+    if place != known:
+        moved = replace(entry, target=place) if role == "target" else replace(entry, previous=place)
+        site.store.update(installation=moved)
 
 
 def _mark(site: Site, agent: Agent, place: j.Place) -> None:

@@ -1073,3 +1073,20 @@ def test_name_auto_is_latched_at_the_first_success(scene: Scene, monkeypatch: py
     answers[0] = "wrong.lab.test"
     ended = scene.run()
     assert (ended.status, ended.rows) == (0, ())
+
+
+def test_original_whose_file_was_deleted_comes_back_from_the_saved_bytes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OMI's packages delete ssl/*: the link that stood there would dangle, and packages overwrite keys behind a dangling name."""
+    served = scene.served
+    scene.host.refuse_new()
+    real = transaction.prove
+
+    def prove(*arguments: Any, **named: Any) -> None:
+        Path(scene.host.path(scene.host.host_pem)).unlink()
+        real(*arguments, **named)
+
+    monkeypatch.setattr(transaction, "prove", prove)
+    assert scene.run().status == 9
+    assert scene.served == served == scene.installed
+    name = Path(scene.host.path(scene.host.certificate))
+    assert name.is_file() and not name.is_symlink()
