@@ -64,7 +64,6 @@ class Result:
 
     step: Step
     view: View
-    config: Config
     journal: j.Journal
     budget: j.Budget
     generations: Tuple[Generation, ...]
@@ -96,11 +95,11 @@ class Run:
         store = self.site.store
         return plan.decide(view.seen, view.policy, store.journal, store.budget, self.site.clock(), self.wish)
 
-    def result(self, acts: Tuple[Step, ...] = ()) -> Result:
-        """Look and plan once more, and say how it stands."""
-        view, store = self.look(), self.site.store
+    def result(self, acts: Tuple[Step, ...] = (), view: Optional[View] = None) -> Result:
+        """Say how it stands; `view`: as seen just now, else it looks once more."""
+        view, store = view or self.look(), self.site.store
         step, failure = self.decide(view), self.acquisition.failure
-        return Result(step, view, self.config, store.journal, store.budget, store.generations(), acts, failure)
+        return Result(step, view, store.journal, store.budget, store.generations(), acts, failure)
 
     def converge(self, *done: Step) -> Result:
         """Act until nothing can be done now; `done` was done already. Raises what goes wrong on this host."""
@@ -112,7 +111,7 @@ class Run:
             if step.action in WAITING:
                 self._clear_strays(view)
                 self._note_proof(view)
-                return self.result(tuple(acts))
+                return self.result(tuple(acts), view)
             if self.tools.stopping():
                 raise Stopped
             ACTS[step.action](self, view, step)

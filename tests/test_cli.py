@@ -357,7 +357,7 @@ def test_a_time_that_no_calendar_holds(host, journal):
 def result(step, *held, **seen):
     """The end of a run as the driver returns it."""
     view = View(Observed(held=held, **seen), Policy(("ca01",)), None)
-    return enroll.Result(step, view, None, j.Journal(), j.Budget(), ())
+    return enroll.Result(step, view, j.Journal(), j.Budget(), ())
 
 
 WAIT = Step("C4", "wait", "the CA does not answer", until=NOW + 60, status=5, hint="see to it")
