@@ -1,166 +1,161 @@
 """Gets a certificate from a certification authority: preflight, one POST, and a record of what came of it.
 
 Section "The request" of docs/state.md is the specification. What goes wrong at a CA is recorded, and the plan that
-follows says how long to wait and why; what goes wrong on this host is raised.
+follows says how long to wait and why; what goes wrong on this host is raised. Whose key it is about is not known here.
 """
 
-import secrets
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Callable, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Mapping, Optional, Tuple, Union
 
 from scx_enroll import journal as j
-from scx_enroll import observe, pace, request, service, verify
+from scx_enroll import observe, outcomes, pace, verify
 from scx_enroll.activate import Site
+from scx_enroll.case import Step, Wish
 from scx_enroll.config import CA, Config
-from scx_enroll.errors import (
-    AgentNotReady,
-    CARefused,
-    CAUnreachable,
-    CertificateRefused,
-    ConfigError,
-    EnrollError,
-    HostError,
-    SigninRefused,
-)
-from scx_enroll.observe import View
-from scx_enroll.rootfs import Root
+from scx_enroll.errors import CARefused, CAUnreachable, CertificateRefused, ConfigError, HostError, UsageError
+from scx_enroll.pace import Held
+from scx_enroll.records import Line, Records
+from scx_enroll.request import RequestSpec
 from scx_enroll.store import Generation
 
 if TYPE_CHECKING:
     from scx_enroll import ca as cas
 
 MAX_CLOCK_SKEW_S = 300  # what Kerberos allows, and less than AD CS sets NotBefore back by
-
-
-def _connect(root: Root, ca: CA) -> "cas.Conversation":
-    from scx_enroll import ca as cas
-    from scx_enroll import signin
-
-    return cas.connect(root, ca, signin.authentication(root, ca))
-
-
-def _secret_mark(root: Root, ca: CA, salt: bytes) -> str:
-    from scx_enroll import signin
-
-    return signin.mark(root, ca, salt)
+KEPT_REVOKED = 8  # as many as generations are kept
 
 
 @dataclass(frozen=True)
-class Line:
-    """How CAs are reached: a conversation with one, and a mark of the secret that would be used there."""
+class Want:
+    """The certificate that is asked for, whoever holds its key.
 
-    connect: Callable[[Root, CA], "cas.Conversation"] = _connect
-    secret_mark: Callable[[Root, CA, bytes], str] = _secret_mark
+    `csr` makes the request (PEM) when it is about to be sent. `judge` says what is wrong with a leaf of this CA, given
+    the certificates that came with it (DER). `latch` is recorded with the first success.
+    """
+
+    spec: RequestSpec
+    spki: str
+    inputs: str
+    held: Tuple[Held, ...]
+    csr: Callable[[], bytes]
+    judge: Callable[[CA, bytes, Tuple[bytes, ...]], Tuple[verify.Mismatch, ...]]
+    latch: Optional[j.Latch] = None
 
 
 class Acquisition:
-    """One run's dealings with the CAs. `pool`: the chain learnt; `failure`: what went wrong last, None after success."""
+    """One run's dealings with the CAs. `pool`: the chain learnt."""
 
     def __init__(self, site: Site, config: Config, line: Line) -> None:
         self.site = site
         self.store = site.store
         self.config = config
-        self.line = line
+        self.records = Records(site, config, line)
         self.pool: Tuple[bytes, ...] = ()
-        self.failure: Optional[EnrollError] = None
 
-    def _ca(self, server: str) -> CA:
+    def ca(self, server: str) -> CA:
+        """Return the configured CA at that server."""
         return next(ca for ca in self.config.cas if ca.server == server)
 
-    def forget_old_secrets(self) -> None:
-        """End the back-off of a refused password when the password has changed."""
-        backoffs = self.store.journal.backoffs
-        kept = tuple(b for b in backoffs if not b.secret or self._is_secret_of(b))
-        if kept != backoffs:
-            self.store.update(backoffs=kept)
+    # -- the CA itself ----------------------------------------------------------------------------------------------
 
-    def _is_secret_of(self, backoff: j.Backoff) -> bool:
-        """Say whether the password is still the one that was refused; one that can't be read is no new one."""
-        try:
-            return any(ca.server == backoff.ca and self._mark(ca) == backoff.secret for ca in self.config.cas)
-        except (ConfigError, HostError):
-            return True
+    def server_of(self, name: str) -> str:
+        """Return the server of the CA called so, by its name in [ca NAME] or by its server; "" for "". Raises UsageError."""
+        found = [ca.server for ca in self.config.cas if name in (ca.label, ca.server)]
+        if name and not found:
+            known = ", ".join(ca.label or ca.server for ca in self.config.cas)
+            raise UsageError(f"no CA called {name} is configured", f"known are {known}")
+        return found[0] if name else ""
 
-    def _mark(self, ca: CA) -> str:
-        if not self.store.journal.salt:
-            self.store.update(salt=secrets.token_hex(16))
-        return self.line.secret_mark(self.site.root, ca, self.store.journal.salt.encode())
-
-    def submit(self, view: View, server: str, *, renew: bool, still_due: Callable[[], bool]) -> bool:
-        """Preflight, then one POST of a new CSR; says whether it was sent.
-
-        `still_due` is asked once the CA's chain is known: with it, what is installed may turn out to be valid.
-        """
-        self.failure = None
-        ready, ca = view.ready, self._ca(server)
-        self.store.check_state()
-        self.store.check_folder(ready.agent.certificate)
-        observe.account_can_read(ready.agent, self.site.root)
-        if view.seen.running:
-            service.check_tool(self.site.root, ready.agent.scxadmin)
-        if view.seen.running and not view.seen.served:
-            raise AgentNotReady(
-                f"the agent does not answer on port {ready.agent.port}, so a new certificate could not be proved",
-                f"start it ({ready.agent.scxadmin} -start) and see {ready.agent.log}",
-            )
-        conversation = self._connect(ca)
-        if not self._preflight(conversation, ca, view, renew=renew) or not still_due():
-            return False
-        csr = request.build_csr(ready.spec, request.load_key(ready.pair.key or b""))
-        now = self.site.clock()
-        self._spend(now)
-        self.store.request("submit", ca=ca.server, csr=csr.decode(), spki=view.seen.key, since=now, tries=1, next=0,
-                           inputs=view.seen.inputs)
-        self._record(conversation.submit(csr, self._identified), view, ca)
-        return True
+    def authority(self, ca: CA) -> outcomes.Authority:
+        """Ask a CA for its own certificates: this sends nothing. Raises what went wrong; and ConfigError, HostError."""
+        self.records.check_secret(ca)
+        answer = self._authority(self._connect(ca), ca)
+        if isinstance(answer, outcomes.Authority):
+            return answer
+        self._missed(ca, answer)
+        raise answer[1]
 
     def check_line(self, server: str) -> None:
         """See that a conversation could begin: password and trust are readable. Raises ConfigError, HostError; sends nothing."""
-        self.line.connect(self.site.root, self._ca(server))
-
-    def repeat(self, view: View) -> None:
-        """Send the CSR of a doubtful request once more, so that either certificate fits."""
-        entry = self.store.journal.request
-        ca = self._ca(entry.ca)
-        conversation = self._connect(ca)
-        self._spend(self.site.clock())
-        self.store.request("submit", tries=entry.tries + 1)
-        self._record(conversation.submit(entry.csr.encode(), self._identified), view, ca)
-
-    def poll(self, view: View) -> None:
-        """Ask what became of a request; GETs only."""
-        entry = self.store.journal.request
-        ca = self._ca(entry.ca)
-        self._record(self._connect(ca).fetch(entry.id or 0), view, ca)
+        self.records.line.connect(self.site.root, self.ca(server))
 
     def _connect(self, ca: CA) -> "cas.Conversation":
         self.site.waiting(f"waiting for {ca.server}")
-        return self.line.connect(self.site.root, ca)
+        return self.records.line.connect(self.site.root, ca)
 
-    def abandon(self) -> None:
-        """Give a request up."""
-        self.store.request("abandoned")
-
-    def lost(self, why: str) -> None:
-        """A run was killed between the record and the answer, or the answer was lost."""
-        self.store.request("lost", next=self.site.clock() + pace.COOL_DOWN_S, why=why)
-
-    def _preflight(self, conversation: "cas.Conversation", ca: CA, view: View, *, renew: bool) -> bool:
-        """Learn the CA's chain and clock: what can fail after a certificate was issued should fail here."""
-        from scx_enroll import ca as cas
-
+    def _authority(self, conversation: "cas.Conversation", ca: CA) -> Union[outcomes.Authority, outcomes.Problem]:
+        """Return the CA's own certificates, what is worth knowing of them recorded; or what is wrong."""
         answer = conversation.authority()
-        if isinstance(answer, cas.Unavailable):
-            self._fail(view, ca, *_unavailable(answer))
+        if isinstance(answer, outcomes.Unavailable):
+            return outcomes.unavailable(answer)
+        if isinstance(answer, outcomes.Unknown):
+            return "soon", self.records.unrecognised(answer, ca)
+        self.records.let_in(ca)
+        newest, *rest = answer.chain
+        try:
+            anchors, intermediates = observe.trust(self.site.root, ca)
+        except ConfigError:  # not there yet
+            anchors, intermediates = (), ()
+        way = (newest, *verify.chain(newest, (*rest, *intermediates)))
+        self.records.met(
+            ca, 0, "it answered",
+            issuer=verify.facts(newest).leaf,
+            ends=min(verify.facts(der).not_after for der in way),
+            trusted=verify.leads_to((*answer.chain, *intermediates), anchors),
+        )
+        return answer
+
+    def _missed(self, ca: CA, problem: outcomes.Problem) -> None:
+        """Record what went wrong while nothing was asked for: only a refused password keeps us from asking again."""
+        if problem[0] == "changed":
+            self.records.fail(ca, "", *problem)
+        else:
+            self.records.met(ca, problem[1].exit_status, problem[1].message)
+        self.records.failure = None
+
+    # -- acts -------------------------------------------------------------------------------------------------------
+
+    def carry_out(self, step: Step, want: Want, wish: Wish, still_due: Callable[[], bool]) -> Wish:
+        """Carry out a step of the CA table; returns what of the wish remains.
+
+        A CA that failed is not asked again in this run, whatever was wished. `still_due` is asked once the CA's chain is
+        known, before anything is sent: with it, what is held may turn out to be valid.
+        """
+        if step.action == "submit":
+            sent = self._submit(step.ca, want, wish, still_due)
+            if self.records.failure:
+                return replace(wish, tried=(*wish.tried, step.ca))
+            return replace(wish, now=False, renew=False) if sent else wish
+        ACTS[step.action](self, step, want)
+        return replace(wish, now=False) if step.action == "poll" else wish
+
+    def _submit(self, server: str, want: Want, wish: Wish, still_due: Callable[[], bool]) -> bool:
+        """Preflight, then one POST of a new CSR; says whether it was sent."""
+        self.records.failure = None
+        ca = self.ca(server)
+        self.store.check_state()
+        conversation = self._connect(ca)
+        if not self._preflight(conversation, ca, want, wish) or not still_due():
             return False
-        if isinstance(answer, cas.Unknown):
-            self._fail(view, ca, "soon", self._unrecognised(answer, ca))
+        csr = want.csr()
+        now = self.site.clock()
+        self.records.spend(now)
+        self.store.request("submit", ca=ca.server, csr=csr.decode(), spki=want.spki, since=now, tries=1, next=0, inputs=want.inputs)
+        self._record(conversation.submit(csr, self._identified), want, ca, posted=True)
+        return True
+
+    def _preflight(self, conversation: "cas.Conversation", ca: CA, want: Want, wish: Wish) -> bool:
+        """Learn the CA's chain and clock: what can fail after a certificate was issued should fail here."""
+        observe.trust(self.site.root, ca)
+        answer = self._authority(conversation, ca)
+        if not isinstance(answer, outcomes.Authority):
+            self.records.fail(ca, want.inputs, *answer)
             return False
-        anchors, intermediates = observe.trust(self.site.root, ca)
-        if not verify.leads_to((*answer.chain, *intermediates), anchors):
+        contact = next(known for known in self.store.journal.contacts if known.ca == ca.server)
+        if not contact.trusted:
             raise ConfigError(
                 f"the CA certificate of {ca.server} does not lead to a root in {ca.issuer_trust}; nothing was sent",
-                "add the root of that CA's PKI there, after comparing its fingerprint",
+                "compare its fingerprint (scx-enroll ca-cert --fetch), then add the root of that CA's PKI there",
             )
         skew_s = abs(answer.date - self.site.clock()) if answer.date is not None else 0
         if skew_s > MAX_CLOCK_SKEW_S:
@@ -169,140 +164,170 @@ class Acquisition:
                 "set the clock (chrony, systemd-timesyncd), then run again",
             )
         self.pool = answer.chain
-        best = max((held.not_after for held in view.seen.held if not held.mismatches), default=0)
-        ends = min((verify.facts(der).not_after for der in answer.chain), default=0)
-        if best and not renew and ends <= best:
+        best = max((held.not_after for held in want.held if not held.mismatches), default=0)
+        if best and not wish.renew and contact.ends <= best:
             message = f"a new certificate of {ca.server} would last no longer than the one held: its own ends then"
-            self._fail(view, ca, "later", CARefused(message, f"renew the CA certificate of {ca.server}"))
+            self.records.fail(ca, want.inputs, "later", CARefused(message, f"renew the CA certificate of {ca.server}"))
             return False
         return True
 
-    def _spend(self, now: int) -> None:
-        """Count a submission before it is made, as one that may issue a certificate."""
-        budget = self.store.budget.kept(now)
-        self.store.save_budget(replace(budget, submissions=(*budget.submissions, j.Submission(now, counts=True))))
+    def _repeat(self, _step: Step, want: Want) -> None:
+        """Send the CSR of a doubtful request once more, so that either certificate fits."""
+        entry = self.store.journal.request
+        ca = self.ca(entry.ca)
+        conversation = self._connect(ca)
+        self.records.spend(self.site.clock())
+        self.store.request("submit", tries=entry.tries + 1)
+        self._record(conversation.submit(entry.csr.encode(), self._identified), want, ca, posted=True)
 
-    def _unspend(self) -> None:
-        """The last submission surely issued nothing; it still is a submission."""
-        *earlier, last = self.store.budget.submissions
-        self.store.save_budget(replace(self.store.budget, submissions=(*earlier, replace(last, counts=False))))
+    def _poll(self, _step: Step, want: Want) -> None:
+        """Ask what became of a request; GETs only."""
+        entry = self.store.journal.request
+        ca = self.ca(entry.ca)
+        self._record(self._connect(ca).fetch(entry.id or 0), want, ca, posted=False)
+
+    def _abandon(self, step: Step, want: Want) -> None:
+        """Give a request up; where another CA is to serve, this one is not asked again for the same."""
+        if step.ca:
+            self.records.fail(self.ca(step.ca), want.inputs, "changed", CARefused(step.reason, step.hint), event="abandoned")
+        else:
+            self.store.request("abandoned")
+
+    def _lost(self, step: Step, _want: Want) -> None:
+        """A run was killed between the record and the answer."""
+        self.records.doubt(step.reason, answered=False)
+
+    def _question(self, step: Step, want: Want) -> None:
+        """Ask whether the certificate in service was revoked, and look at the CA's own: what fails is asked again tomorrow."""
+        ca, now = self.ca(step.ca), self.site.clock()
+        held = next(held for held in want.held if held.id == step.generation)
+        self.store.update(question=now + j.DAY_S)  # whatever comes: not again at every run
+        conversation = self._connect(ca)
+        answer = self._authority(conversation, ca)
+        if not isinstance(answer, outcomes.Authority):
+            self._missed(ca, answer)
+            return
+        outcome = conversation.fetch(held.request_id)
+        if isinstance(outcome, outcomes.Revoked):
+            kept = (*self.store.journal.revoked, held.id)[-KEPT_REVOKED:]
+            message = f"the certificate of request ID {held.request_id} was revoked"
+            self.store.update(revoked=kept, contacts=self.records.contacts(ca, CARefused.exit_status, message))
+        elif isinstance(outcome, outcomes.Certificate):
+            same = verify.facts(outcome.leaf).leaf == held.leaf
+            what = "is in force" if same else "is not the one in service: was the CA rebuilt, or restored?"
+            message = f"the certificate of request ID {held.request_id} {what}"
+            self.store.update(question=now + pace.WEEK_S, contacts=self.records.contacts(ca, 0, message))
+        else:
+            message = f"it did not tell whether request ID {held.request_id} was revoked"
+            self.records.met(ca, 0, message)
+
+    # -- the operator knows the request ID ----------------------------------------------------------------------------
+
+    def adopt(self, request_id: int, server: str, want: Want) -> None:
+        """Take a request ID from the operator for what is wanted; afterwards it is obtained, or waited for.
+
+        `server`: "" for the CA of the doubtful request, or the only one. Raises UsageError where it can't be meant,
+        CertificateRefused for a certificate of another key, and what the CA says else; then nothing has changed.
+        """
+        if self.store.journal.request.state == "submitting":
+            self.records.doubt("an earlier run was killed while it submitted a request", answered=False)
+        entry = self.store.journal.request
+        if entry.state == "submitted" and (entry.id, server or entry.ca) != (request_id, entry.ca):
+            raise UsageError(f"request ID {entry.id} at {entry.ca} is waited for already", "deny it on that CA first, then run again")
+        server = server or entry.ca or (self.config.cas[0].server if len(self.config.cas) == 1 else "")
+        if not server or (entry.ca and server != entry.ca):
+            raise UsageError("several CAs are configured" if not server else f"the request was sent to {entry.ca}", "say which: --ca NAME")
+        ca = self.ca(server)
+        self.authority(ca)
+        outcome = self._connect(ca).fetch(request_id)
+        if isinstance(outcome, outcomes.Certificate) and verify.facts(outcome.leaf).spki != want.spki:
+            subject = verify.facts(outcome.leaf).subject
+            raise CertificateRefused(
+                f"request ID {request_id} at {server} is not for this key: its certificate is for {subject}; nothing was changed",
+                f"look for the right request ID on {server}: requester, time, and the names asked for",
+            )
+        if not isinstance(outcome, (outcomes.Certificate, outcomes.Pending, outcomes.Denied, outcomes.Revoked)):
+            why = outcomes.sentence(outcome)
+            raise CARefused(f"request ID {request_id} can't be adopted from {server}: {why}", "see the request ID and the CA (--ca NAME)")
+        if entry.state != "submitted":
+            now = self.site.clock()
+            self.store.request("identified", ca=server, id=request_id, spki=want.spki, since=now, next=0, inputs=want.inputs, why="")
+        self._record(outcome, want, ca, posted=False)
+
+    # -- records ------------------------------------------------------------------------------------------------------
 
     def _identified(self, request_id: int) -> None:
         self.store.request("identified", id=request_id, next=0)
 
-    def _record(self, outcome: "cas.Outcome", view: View, ca: CA) -> None:
-        """Record what the CA said of the request. What can't be told leaves the request as it is."""
-        from scx_enroll import ca as cas
-
+    def _record(self, outcome: outcomes.Outcome, want: Want, ca: CA, *, posted: bool) -> None:
+        """Record what the CA said of the request. What can't be told leaves the request as it is. `posted`: just now."""
         entry, now = self.store.journal.request, self.site.clock()
-        posted = entry.state == "submitting"  # no page has shown an ID yet
-        if isinstance(outcome, cas.Certificate):
-            self._obtained(outcome, view, ca)
-        elif isinstance(outcome, cas.Pending):
+        nameless = entry.state == "submitting"  # no page has shown an ID
+        inputs = entry.inputs or want.inputs  # of what was asked for, which may not be wanted now
+        if isinstance(outcome, (outcomes.Certificate, outcomes.Pending)):
+            self.records.let_in(ca)
+        if isinstance(outcome, outcomes.Certificate):
+            self._obtained(outcome, want, ca, inputs, posted=posted)
+        elif isinstance(outcome, outcomes.Pending):
             later = now + pace.poll_after(now - entry.since)
             others = tuple(b for b in self.store.journal.backoffs if b.ca != ca.server)  # it talks to us again
-            self.store.update(request=replace(entry, pending=True, next=later, why=""), backoffs=others)
-        elif isinstance(outcome, (cas.Denied, cas.Revoked, cas.Gone)):
-            if isinstance(outcome, cas.Denied) and posted:
-                self._unspend()
-            self._fail(view, ca, *_refusal(outcome, ca), event="refused")
-        elif isinstance(outcome, cas.Unavailable) and posted:
+            met = self.records.contacts(ca, 7, f"request ID {entry.id} is pending")
+            self.store.update(request=replace(entry, pending=True, next=later, why=""), backoffs=others, contacts=met)
+        elif isinstance(outcome, (outcomes.Denied, outcomes.Revoked, outcomes.Gone)):
+            if isinstance(outcome, outcomes.Denied) and nameless:
+                self.records.unspend()
+            retry, problem = outcomes.refused(outcome, ca.server)
+            self.records.fail(ca, inputs, retry, problem, event="refused", every=outcomes.by_a_person(outcome))
+        elif isinstance(outcome, outcomes.Unavailable) and nameless:
             if entry.tries == 1:
-                self._unspend()
-            self._fail(view, ca, *_unavailable(outcome), event="unsent" if entry.tries == 1 else "lost")
+                self.records.unspend()
+            self.records.fail(ca, inputs, *outcomes.unavailable(outcome), event="unsent" if entry.tries == 1 else "lost")
+        elif nameless:
+            why = self.records.unrecognised(outcome, ca).message if isinstance(outcome, outcomes.Unknown) else outcomes.sentence(outcome)
+            self.records.doubt(why, answered=bool(getattr(outcome, "whole", False) or getattr(outcome, "answered", False)))
+            self.records.met(ca, CAUnreachable.exit_status, why)
+        elif isinstance(outcome, outcomes.Unavailable) and outcome.kind.startswith("signin"):
+            self.records.fail(ca, inputs, *outcomes.unavailable(outcome))
         else:
-            why = self._unrecognised(outcome, ca).message if isinstance(outcome, cas.Unknown) else outcome.reason
-            if posted:
-                self.lost(why)
-                return
-            if isinstance(outcome, cas.Unavailable) and outcome.kind.startswith("signin"):
-                self._fail(view, ca, *_unavailable(outcome))
-                return
-            self.store.update(request=replace(entry, next=now + pace.poll_after(now - entry.since), why=why))
-            self.failure = CAUnreachable(f"request ID {entry.id} at {ca.server} was not fetched: {why}", "it is tried again")
+            why = self.records.unrecognised(outcome, ca).message if isinstance(outcome, outcomes.Unknown) else outcomes.sentence(outcome)
+            met = self.records.contacts(ca, CAUnreachable.exit_status, why)
+            self.store.update(request=replace(entry, next=now + pace.poll_after(now - entry.since), why=why), contacts=met)
+            self.records.failure = CAUnreachable(f"request ID {entry.id} at {ca.server} was not fetched: {why}", "it is tried again")
 
-    def _obtained(self, outcome: "cas.Certificate", view: View, ca: CA) -> None:
+    def _obtained(self, outcome: outcomes.Certificate, want: Want, ca: CA, inputs: str, *, posted: bool) -> None:
         """Keep a certificate that fits; one that doesn't is not asked for again with the same inputs."""
-        ready, now, root = view.ready, self.site.clock(), self.site.root
+        facts, what = verify.facts(outcome.leaf), f"request ID {outcome.request_id}"
+        if facts.spki != self.store.journal.request.spki and not posted:
+            message = f"{what} at {ca.server} is somebody else's now, {facts.subject}: was the CA rebuilt or restored?"
+            self.records.fail(ca, inputs, "later", CARefused(message, "a new request follows by itself"), event="refused")
+            return
         pool = (*outcome.bag, *self.pool)
-        wrong = observe.judge(
-            root, ready.agent, self.config, ca, ready.spec, view.seen.key, outcome.leaf, pool, now
-        )
+        wrong = want.judge(ca, outcome.leaf, pool)
         if wrong:
             detail = "; ".join(mismatch.detail for mismatch in wrong)
-            message = f"certificate of request ID {outcome.request_id} from {ca.server} refused: {detail}"
-            self._fail(view, ca, "changed", CertificateRefused(message, wrong[0].hint), event="refused", every=True)
+            message = f"certificate of {what} from {ca.server} refused: {detail}"
+            self.records.fail(ca, inputs, "changed", CertificateRefused(message, wrong[0].hint), event="refused", every=True)
             return
-        chain = verify.chain(outcome.leaf, (*pool, *observe.trust(root, ca)[1]))
-        origin = j.Origin(
-            ca=ca.server, request_id=outcome.request_id, obtained=now, first=not self.store.generations()
-        )
-        generation = generation_of(outcome.leaf, chain, origin)
-        self.store.add_generation(generation)
+        now = self.site.clock()
+        chain = verify.chain(outcome.leaf, (*pool, *observe.trust(self.site.root, ca)[1]))
+        origin = j.Origin(ca=ca.server, request_id=outcome.request_id, obtained=now, first=not self.store.generations())
+        self.store.add_generation(generation_of(outcome.leaf, chain, origin))
         state = j.step(j.REQUEST, self.store.journal.request.state, "obtained")
-        self.store.update(request=j.Request(state=state), backoffs=(), latch=latch(self.site, self.config, view))
-        self.failure = None
+        met = self.records.contacts(ca, 0, f"it issued {what}")
+        self.store.update(request=j.Request(state=state), backoffs=(), contacts=met, latch=want.latch)
+        self.records.failure = None
 
-    def _fail(
-        self, view: View, ca: CA, retry: str, problem: EnrollError, *, event: str = "", every: bool = False
-    ) -> None:
-        """Record why this CA (`every`: any) is not asked for now, and the event of the request machine with it."""
-        if retry == "changed":  # a cure at the CA is no change that can be seen from here
-            cure = "where only the account was mended" if isinstance(problem, SigninRefused) else "then"
-            problem = type(problem)(problem.message, f"{problem.hint}; {cure}: scx-enroll run --renew")
-        inputs = self.store.journal.request.inputs or view.seen.inputs  # of what was asked for, which may not be wanted now
-        server, now = "" if every else ca.server, self.site.clock()
-        secret = self._mark(ca) if retry == "changed" and isinstance(problem, SigninRefused) else ""
-        entry = self.store.journal
-        failures = max((b.failures for b in entry.backoffs if (b.ca, b.inputs) == (server, inputs)), default=0) + 1
-        backoff = j.Backoff(
-            server, inputs, now, failures, retry, problem.exit_status, problem.message, problem.hint, secret
-        )
-        moved = entry.request
-        if event:
-            state = j.step(j.REQUEST, moved.state, event)
-            again = replace(moved, state=state, next=now + pace.COOL_DOWN_S, why=problem.message)
-            moved = j.Request() if state == "none" else again
-        others = tuple(b for b in entry.backoffs if b.ca != server and b.inputs in (inputs, view.seen.inputs))
-        self.store.update(backoffs=(*others, backoff), request=moved)
-        self.failure = problem
-
-    def _unrecognised(self, outcome: "cas.Unknown", ca: CA) -> CAUnreachable:
-        path = self.store.save_page(outcome.skeleton, self.site.clock())
-        return CAUnreachable(
-            f"an answer of {ca.server} was not recognised ({outcome.where}); its skeleton is in {path}",
-            "look at that page in a browser; the skeleton holds tags only and may be shown to others",
-        )
+ACTS: Mapping[str, Callable[[Acquisition, Step, Want], None]] = {
+    "repeat": Acquisition._repeat,  # noqa: SLF001 - the table of this class's own acts
+    "poll": Acquisition._poll,  # noqa: SLF001
+    "abandon": Acquisition._abandon,  # noqa: SLF001
+    "lost": Acquisition._lost,  # noqa: SLF001
+    "question": Acquisition._question,  # noqa: SLF001
+}
+BY_CA = ("submit", *ACTS)
 
 
 def generation_of(leaf: bytes, chain: Tuple[bytes, ...], origin: j.Origin) -> Generation:
     """Return the generation of a leaf and its intermediates, DER."""
     pems = b"".join(map(verify.pem, chain))
     return Generation(verify.facts(leaf).leaf[:16], verify.pem(leaf), pems, origin)
-
-
-def latch(site: Site, config: Config, view: View) -> Optional[j.Latch]:
-    """Return the name that `auto` gave, to be kept from the first success on."""
-    if site.store.journal.latch or config.host.name != "auto":
-        return site.store.journal.latch
-    return j.Latch(observe.short_name(site.root), view.ready.spec.fqdn)
-
-
-def _unavailable(outcome: "cas.Unavailable") -> Tuple[str, EnrollError]:
-    if outcome.kind.startswith("signin"):
-        retry = "changed" if outcome.kind == "signin-password" else "later"
-        return retry, SigninRefused(outcome.reason, outcome.hint)
-    return "soon", CAUnreachable(outcome.reason, outcome.hint)
-
-
-def _refusal(outcome: "Union[cas.Denied, cas.Revoked, cas.Gone]", ca: CA) -> Tuple[str, EnrollError]:
-    from scx_enroll import ca as cas
-
-    what = f"request ID {outcome.request_id}" if outcome.request_id is not None else "the request"
-    retry, hint = "later", f"ask the operator of {ca.server} why, then: scx-enroll run --now"
-    if isinstance(outcome, cas.Denied):
-        reason, hint = outcome.reason, outcome.hint or hint
-        retry = "soon" if outcome.retry == "transient" else "later"
-    else:
-        reason = "its certificate was revoked" if isinstance(outcome, cas.Revoked) else "the CA does not know it any more"
-    return retry, CARefused(f"{ca.server} refused {what}: {reason}", hint)

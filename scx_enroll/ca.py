@@ -7,7 +7,6 @@ nobody beneath repeats it (facts/adcs.md section 5). What pages mean is `pages`'
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Tuple, Union
 
 import certsrv
@@ -16,6 +15,19 @@ from requests.auth import AuthBase
 
 from scx_enroll import config, hresult, pages, verify
 from scx_enroll.errors import CertificateRefused, ConfigError
+from scx_enroll.outcomes import (
+    Authority,
+    Certificate,
+    Denied,
+    Doubtful,
+    Gone,
+    Outcome,
+    Pending,
+    Revoked,
+    Unavailable,
+    Unfetched,
+    Unknown,
+)
 from scx_enroll.rootfs import Root
 from scx_enroll.web import LIMITS, Answer, Client, Limits, NoAnswer, Peer
 
@@ -31,94 +43,6 @@ BUNDLES = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
 )
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Issued: the leaf, and what else the CA sent with it in no order; all DER."""
-
-    request_id: int
-    leaf: bytes
-    bag: Tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
-class Pending:
-    """The request waits for the CA's operator."""
-
-    request_id: int
-
-
-@dataclass(frozen=True)
-class Denied:
-    """The CA said no; nothing was issued. `retry` is hresult's class."""
-
-    request_id: Optional[int]
-    hresult: Optional[int]
-    reason: str
-    hint: str
-    retry: str
-
-
-@dataclass(frozen=True)
-class Revoked:
-    """The certificate was issued and then revoked."""
-
-    request_id: int
-
-
-@dataclass(frozen=True)
-class Gone:
-    """The CA has no such request (any more)."""
-
-    request_id: int
-
-
-@dataclass(frozen=True)
-class Unavailable:
-    """No usable answer, and surely nothing stored; `kind` is network, server, signin, signin-password or trust."""
-
-    reason: str
-    hint: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class Doubtful:
-    """The request may have been stored."""
-
-    reason: str
-    request_id: Optional[int]
-
-
-@dataclass(frozen=True)
-class Unfetched:
-    """Issued under this request ID, but the certificate could not be read yet: fetch it later."""
-
-    request_id: int
-    reason: str
-    hint: str
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """An answer that was not recognised; `where` names the page and why. Nothing may be concluded."""
-
-    where: str
-    skeleton: str
-    request_id: Optional[int]
-    doubtful: bool
-
-
-@dataclass(frozen=True)
-class Authority:
-    """The CA itself: DER certificates, its own newest one first and the others in no order; its clock (epoch seconds)."""
-
-    chain: Tuple[bytes, ...]
-    date: Optional[int]
-
-
-Outcome = Union[Certificate, Pending, Denied, Revoked, Gone, Unavailable, Doubtful, Unfetched, Unknown]
 
 
 class Conversation(Protocol):
@@ -260,6 +184,8 @@ class _Certsrv(certsrv.Certsrv):  # type: ignore[misc] # certsrv has no annotati
         if isinstance(page, pages.Pending) and page.request_id is not None:
             self._on_id(page.request_id)
             return Pending(page.request_id)
+        if isinstance(page, pages.Pending):
+            return Doubtful(f"{self.server} took the request under submission, but shows no request ID", None, answered=True)
         if isinstance(page, pages.Denied):
             code = self._recorded(page.request_id) if page.hresult is None and page.request_id is not None else page.hresult
             return self._denied(page.request_id, code)
@@ -270,7 +196,8 @@ class _Certsrv(certsrv.Certsrv):  # type: ignore[misc] # certsrv has no annotati
             if meaning.retry == "configuration":
                 return self._denied(None, page.hresult)
             return Doubtful(f"{self.server}: {meaning.sentence}", None)
-        return Unknown("certfnsh.asp" + _why(page), _skeleton(page, answer), None, doubtful=True)
+        whole = not isinstance(page, pages.Unknown) or page.whole
+        return Unknown("certfnsh.asp" + _why(page), _skeleton(page, answer), None, doubtful=True, whole=whole)
 
     def _fetched(self, request_id: int, answer: Answer) -> Outcome:
         """Conclude from the page that came instead of a certificate."""

@@ -8,57 +8,12 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
-from scx_enroll import __version__
+from scx_enroll.arguments import parser, say
 from scx_enroll.errors import Busy, EnrollError, HostError, Unconfigured, UsageError
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
-MAX_WAIT_S = 24 * 3600  # for the lock; a run takes minutes
 QUIET_POLL_S = 15.0
 MAX_QUIET_S = 30 * 60  # an unattended run waits this long for others to finish with the agent's files
-
-HELP = """usage: scx-enroll [options] VERB [options]
-
-Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that it is served.
-
-  run              make this host match its configuration; with nothing to do, do nothing
-    --dry-run      say what would be done, and why
-    --now          wait for no poll interval, back-off or quiet files
-    --renew        ask for a new certificate at once
-    --wait SECONDS wait for another run to end
-    --unattended   for the timer: quiet, and status 0 while nothing needs a person
-  status           what is installed, served, pending and due
-    --json         print facts as JSON; also with run, install, rollback
-  csr              print a certificate request for the agent's key
-  install FILE     verify a certificate brought by hand, and put it in service
-  rollback         go back to what was installed before, prove it, and hold
-  hold [REASON]    change nothing until release
-  release          end a hold
-
-options:
-  --config FILE    instead of /etc/scx-enroll/scx-enroll.conf; conf.d is looked for beside it
-  --root DIR       take every path beneath DIR; nothing there is started or probed
-  --live           the agent beneath --root runs here: restart and probe it
-  --verbose        say why each step was taken, and what it waits for
-  --version, --help
-
-exit status: 0 done, 1 bug, 2 usage, 3 configuration, 4 agent, 5 CA unreachable, 6 CA refused, 7 pending,
-8 certificate refused, 9 rolled back, 10 rollback failed, 11 busy, 12 this host, 13 sign-in refused
-"""
-
-
-def _say(stream: Any, text: str) -> None:
-    """Write and flush; where nobody can be told (the reader has gone, the log's disk is full), the work goes on all the same."""
-    try:
-        if stream is not None:
-            stream.write(text)
-            stream.flush()
-    except OSError:
-        from scx_enroll.rootfs import nowhere
-
-        fd = nowhere()
-        os.dup2(fd, stream.fileno())
-        os.close(fd)
-
 
 def _open_standard_files() -> None:
     """See that descriptors 0 to 2 are open: a file of ours under one of these numbers would be written to."""
@@ -67,50 +22,6 @@ def _open_standard_files() -> None:
     while (fd := nowhere()) <= 2:
         pass
     os.close(fd)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, "see: scx-enroll --help")
-
-    def format_help(self) -> str:
-        return HELP
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        _say(file or sys.stdout, message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    common.add_argument("--config")
-    common.add_argument("--root")
-    common.add_argument("--live", action="store_true")
-    common.add_argument("--verbose", action="store_true")
-    parser = _Parser(prog="scx-enroll", parents=[common], allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"scx-enroll {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
-    made = {}
-    for verb in VERBS:
-        made[verb] = verbs.add_parser(verb, parents=[common], allow_abbrev=False)
-    for option in ("--dry-run", "--now", "--renew", "--unattended"):
-        made["run"].add_argument(option, action="store_true")
-    for verb in ("run", "install", "rollback", "hold", "release"):
-        made[verb].add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS")
-    for verb in ("run", "status", "install", "rollback"):
-        made[verb].add_argument("--json", action="store_true", default=argparse.SUPPRESS)
-    made["install"].add_argument("file", metavar="FILE")
-    made["hold"].add_argument("reason", nargs="?", default="", metavar="REASON")
-    return parser
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= MAX_WAIT_S:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {MAX_WAIT_S}")
-    return value
 
 
 class _Signals:
@@ -145,7 +56,7 @@ def _progress(*, verbose: bool) -> Callable[[str], None]:
     def tell(message: str) -> None:
         if told[-1:] != [message]:
             told.append(message)
-            _say(sys.stderr, f"scx-enroll: {message} …\n")
+            say(sys.stderr, f"scx-enroll: {message} …\n")
 
     return tell
 
@@ -155,7 +66,7 @@ class _Call:
 
     def __init__(self, arguments: argparse.Namespace, signals: _Signals) -> None:
         from scx_enroll import enroll, report
-        from scx_enroll.plan import Wish
+        from scx_enroll.case import Wish
         from scx_enroll.rootfs import Root
 
         self.enroll, self.report = enroll, report
@@ -179,7 +90,7 @@ class _Call:
 
     def _acted(self, step: Any) -> None:
         if not self.json:
-            _say(sys.stdout, self.report.acted(step, verbose=self.flag("verbose")))
+            say(sys.stdout, self.report.acted(step, verbose=self.flag("verbose")))
 
     def end(self, result: Any) -> int:
         """Publish and show the end of a run; returns its exit status."""
@@ -191,17 +102,17 @@ class _Call:
         if self.quiet and not needs_a_person(status, result.view.seen.held, self.tools.clock()):
             status = 0
         if self.json:
-            _say(sys.stdout, self.report.as_json(facts))
+            say(sys.stdout, self.report.as_json(facts))
         elif not self.quiet or status or facts["acts"] or self.flag("verbose"):
             stream = sys.stderr if facts["exit_status"] else sys.stdout
-            _say(stream, self.report.as_end(facts, failed=result.failure is not None, wished=self.flag("renew")))
+            say(stream, self.report.as_end(facts, failed=result.failure is not None, wished=self.flag("renew")))
         return int(status)
 
-    def _carefully(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+    def _carefully(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Carry out a verb that a signal may only end between two steps."""
         self.signals.gentle = True
         try:
-            return verb(self.root, self.options, self.tools, *arguments)
+            return verb(self.root, self.options, self.tools, *arguments, **named)
         finally:
             self.signals.gentle = False
 
@@ -211,12 +122,15 @@ class _Call:
             self.tools.store(self.root).publish(facts)
         except HostError as problem:
             if "error" not in facts:
-                _say(sys.stderr, f"scx-enroll: note: {problem.message}\n")
+                say(sys.stderr, f"scx-enroll: note: {problem.message}\n")
 
     def run(self) -> int:
         """Converge; an unattended run waits until others have finished with the agent's files."""
+        self._check_adopt()
         if self.flag("dry_run"):
             return self._dry_run()
+        if self.given["adopt"] is not None:
+            return self.end(self._carefully(self.enroll.adopt, self.given["adopt"], self.given["ca"] or ""))
         deadline = time.monotonic() + MAX_QUIET_S
         while True:
             try:
@@ -231,6 +145,13 @@ class _Call:
             if self.tools.stopping():
                 raise self.enroll.Stopped
             time.sleep(QUIET_POLL_S)
+
+    def _check_adopt(self) -> None:
+        if self.given["ca"] and self.given["adopt"] is None:
+            raise UsageError("--ca says at which CA the request of --adopt is", "give --adopt ID too, or leave --ca out")
+        for option in ("dry_run", "unattended", "renew"):
+            if self.given["adopt"] is not None and self.flag(option):
+                raise UsageError(f"--adopt does not go with --{option.replace('_', '-')}", "leave one of them out")
 
     def _is_late(self, error: EnrollError) -> bool:
         """Say whether a failure that is only waited for needs a person, since what is held runs out."""
@@ -248,11 +169,11 @@ class _Call:
         result = self.enroll.rehearse(self.root, self.options, self.tools)
         facts = self.report.document(result, self.tools.clock())
         if self.json:
-            _say(sys.stdout, self.report.as_json(facts))
+            say(sys.stdout, self.report.as_json(facts))
         else:
             until = f"\nuntil: {self.report.when(result.step.until)}" if result.step.until else ""
             hint = f"\nhint: {result.step.hint}" if result.step.hint else ""
-            _say(sys.stdout, f"{result.step.row} {result.step.action}: {result.step.reason}{until}{hint}\n")
+            say(sys.stdout, f"{result.step.row} {result.step.action}: {result.step.reason}{until}{hint}\n")
         return 0
 
     def status(self) -> int:
@@ -272,12 +193,12 @@ class _Call:
         else:
             facts = self.report.document(self.enroll.inspect(self.root, self.options, self.tools), self.tools.clock())
             shown = self.report.as_status(facts)
-        _say(sys.stdout, self.report.as_json(facts) if self.json else shown)
+        say(sys.stdout, self.report.as_json(facts) if self.json else shown)
         return 0
 
     def csr(self) -> int:
         """Print a CSR."""
-        _say(sys.stdout, self.enroll.make_csr(self.root, self.options, self.tools).decode())
+        say(sys.stdout, self.enroll.make_csr(self.root, self.options, self.tools).decode())
         return 0
 
     def install(self) -> int:
@@ -287,6 +208,33 @@ class _Call:
         name = self.given["file"]
         data = read_argument(name, MAX_ARGUMENT_BYTES)
         return self.end(self._carefully(self.enroll.install, data, name))
+
+    def submit(self) -> int:
+        """Get a certificate for another host's request."""
+        from scx_enroll import behalf, request
+        from scx_enroll.rootfs import Root, read_argument
+
+        name, output = self.given["file"], self.given.get("output")
+        foreign = request.load_csr(read_argument(name, MAX_ARGUMENT_BYTES), name)
+        ended = self._carefully(behalf.submit, foreign, self.given["ca"] or "", self.given["adopt"])
+        facts = self.report.errand_document(ended, name, self.tools.clock())
+        pems = (facts["certificate"] or "") + facts["chain"]
+        if output is not None and pems:
+            self.tools.store(Root("/")).deliver(os.path.abspath(output), pems.encode())
+        if self.json:
+            say(sys.stdout, self.report.as_json(facts))
+        elif output is None:
+            say(sys.stdout, pems)
+        say(sys.stderr, self.report.as_errand(facts))
+        return int(facts["exit_status"])
+
+    def ca_cert(self) -> int:
+        """Print the trust for the Management Servers."""
+        from scx_enroll import cacert
+
+        found = self._carefully(cacert.show, self.given["ca"] or "", fetch=self.flag("fetch"))
+        say(sys.stdout, self.report.trust_json(found) if self.json else self.report.as_trust(found, fetched=self.flag("fetch")))
+        return 0
 
     def rollback(self) -> int:
         """Go back and hold."""
@@ -302,14 +250,14 @@ class _Call:
         reason = " ".join(given.split()) or "by the operator"
         self._no_config()
         self._carefully(self.enroll.hold, reason)
-        _say(sys.stdout, f"scx-enroll: held: {reason}; nothing is changed until: scx-enroll release\n")
+        say(sys.stdout, f"scx-enroll: held: {reason}; nothing is changed until: scx-enroll release\n")
         return 0
 
     def release(self) -> int:
         """End a hold."""
         self._no_config()
         self._carefully(self.enroll.hold, "")
-        _say(sys.stdout, "scx-enroll: released; the next run goes on\n")
+        say(sys.stdout, "scx-enroll: released; the next run goes on\n")
         return 0
 
 
@@ -318,6 +266,8 @@ VERBS: Dict[str, Callable[[_Call], int]] = {
     "status": _Call.status,
     "csr": _Call.csr,
     "install": _Call.install,
+    "submit": _Call.submit,
+    "ca-cert": _Call.ca_cert,
     "rollback": _Call.rollback,
     "hold": _Call.hold,
     "release": _Call.release,
@@ -329,13 +279,13 @@ def _fail(error: EnrollError, arguments: Optional[argparse.Namespace]) -> int:
 
     given = vars(arguments) if arguments else {}
     if given.get("unattended") and isinstance(error, Unconfigured):
-        _say(sys.stdout, f"scx-enroll: not configured yet: {error.message}\n")
+        say(sys.stdout, f"scx-enroll: not configured yet: {error.message}\n")
         return 0
     from scx_enroll.pace import PATIENT_STATUSES
 
     if given.get("json"):
-        _say(sys.stdout, report.as_json(report.error_document(error)))
-    _say(sys.stderr, report.failure(error))
+        say(sys.stdout, report.as_json(report.error_document(error)))
+    say(sys.stderr, report.failure(error))
     patient = given.get("unattended") and not given.get("late") and error.exit_status in PATIENT_STATUSES
     return 0 if patient else error.exit_status
 
@@ -349,7 +299,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a name that the locale can't show is no defect
     arguments: Optional[argparse.Namespace] = None
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = parser().parse_args(argv)
         if arguments.verb is None:
             raise UsageError("no verb was given", "see: scx-enroll --help")
         return VERBS[arguments.verb](_Call(arguments, signals))
@@ -363,5 +313,5 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except BaseException as end:
         if isinstance(end, SystemExit) or not signals.caught:
             raise
-        _say(sys.stderr, "scx-enroll: stopped by a signal; the next run goes on from here\n")
+        say(sys.stderr, "scx-enroll: stopped by a signal; the next run goes on from here\n")
         signals.die()

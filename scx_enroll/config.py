@@ -267,6 +267,10 @@ def load(root: Root, path: str = PATH) -> Config:
         renewal = sections["renewal"]
         where = renewal.get("spread", renewal.get("at", renewal[""])).where
         problems.append((where, "spread must be less than at"))
+    servers = [re.sub(":443$", "", ca.server) for ca in config.cas]
+    for at, section in enumerate(cas.values()):
+        if not problems and servers[at] in servers[:at]:
+            problems.append((section["server"].where, f"server: {servers[at]} stands in another section too"))
     if problems:
         message = "\n".join(f"{where.file}:{where.line}: {what}" for where, what in sorted(problems))
         raise ConfigError(message, _BASIC_HINT if all(what == _NO_KERBEROS for _, what in problems) else _HINT)

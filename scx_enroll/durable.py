@@ -74,24 +74,26 @@ def temporary_file(folder: int, data: bytes, mode: int, owner: Optional[Tuple[in
 
 
 def remove_tree(folder: int, name: str) -> None:
-    """Remove a folder of ours, one level deep; absent is fine."""
+    """Remove a folder of ours, with what is in it; absent is fine."""
     with suppress(FileNotFoundError):
         inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         try:
             for entry in os.listdir(inner):
-                os.unlink(entry, dir_fd=inner)
+                _remove(inner, entry)
         finally:
             os.close(inner)
         os.rmdir(name, dir_fd=folder)
 
 
+def _remove(folder: int, name: str) -> None:
+    if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        remove_tree(folder, name)
+    else:
+        os.unlink(name, dir_fd=folder)
 
 
 def clear(folder: int) -> None:
     """Remove what a killed run left on its way in this folder of ours."""
     for name in os.listdir(folder):
         if name.startswith(TEMPORARY):
-            if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                remove_tree(folder, name)
-            else:
-                os.unlink(name, dir_fd=folder)
+            _remove(folder, name)

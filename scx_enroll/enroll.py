@@ -5,19 +5,21 @@ lock -> journal -> configuration -> look -> plan -> act -> (again) -> result
 
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Callable, List, Mapping, Optional, Tuple, TypeVar
+from typing import Callable, Iterator, List, Mapping, Optional, Tuple, TypeVar
 
-from scx_enroll import activate, observe, plan, request, transaction, verify
+from scx_enroll import activate, observe, plan, request, service, transaction, verify
 from scx_enroll import agent as agents
 from scx_enroll import config as configs
 from scx_enroll import journal as j
-from scx_enroll.acquire import Acquisition, Line, generation_of, latch
+from scx_enroll.acquire import BY_CA, Acquisition, Want, generation_of
 from scx_enroll.activate import Site
-from scx_enroll.config import Config
+from scx_enroll.case import Step, Wish
+from scx_enroll.config import CA, Config
 from scx_enroll.errors import AgentNotReady, CertificateRefused, EnrollError, HostError, UsageError
 from scx_enroll.observe import View
-from scx_enroll.plan import Step, Wish
+from scx_enroll.records import Line
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Patience
 from scx_enroll.store import Generation, Store
@@ -90,6 +92,25 @@ class Run:
         """Look at the host as it is now."""
         return observe.look(self.site.root, self.site.store, self.config, self.acquisition.pool, self.site.clock())
 
+    def want(self, view: View) -> Want:
+        """Return what is asked of a CA: the certificate for the agent's key."""
+        ready, seen = view.ready, view.seen
+
+        def judge(ca: CA, leaf: bytes, pool: Tuple[bytes, ...]) -> Tuple[verify.Mismatch, ...]:
+            path = observe.rehearsal(self.site.root, ready.agent)
+            return observe.judge(self.site.root, path, self.config, ca, ready.spec, seen.key, leaf, pool, self.site.clock())
+
+        def csr() -> bytes:
+            return request.build_csr(ready.spec, request.load_key(ready.pair.key or b""))
+
+        return Want(ready.spec, seen.key, seen.inputs, seen.held, csr, judge, self.latch(view))
+
+    def latch(self, view: View) -> Optional[j.Latch]:
+        """Return the name that `auto` gave, to be kept from the first success on."""
+        if self.site.store.journal.latch or self.config.host.name != "auto":
+            return self.site.store.journal.latch
+        return j.Latch(observe.short_name(self.site.root), view.ready.spec.fqdn)
+
     def decide(self, view: View) -> Step:
         """Return the next step."""
         store = self.site.store
@@ -98,13 +119,13 @@ class Run:
     def result(self, acts: Tuple[Step, ...] = (), view: Optional[View] = None) -> Result:
         """Say how it stands; `view`: as seen just now, else it looks once more."""
         view, store = view or self.look(), self.site.store
-        step, failure = self.decide(view), self.acquisition.failure
+        step, failure = self.decide(view), self.acquisition.records.failure
         return Result(step, view, store.journal, store.budget, store.generations(), acts, failure)
 
     def converge(self, *done: Step) -> Result:
         """Act until nothing can be done now; `done` was done already. Raises what goes wrong on this host."""
         acts: List[Step] = list(done)
-        self.acquisition.forget_old_secrets()
+        self.acquisition.records.forget_old_secrets()
         while len(acts) < MAX_STEPS:
             view = self.look()
             step = self.decide(view)
@@ -154,7 +175,7 @@ class Run:
             installed=transaction.place_of(self.site.root, ready.agent, ready.pair),
             proven=view.seen.served == view.seen.certificate,
             seen=transaction.signature(ready.pair),
-            latch=latch(self.site, self.config, view),
+            latch=self.latch(view),
         )
 
     def install(self, view: View, step: Step) -> None:
@@ -174,33 +195,23 @@ class Run:
         leaf = next(held.leaf for held in view.seen.held if held.id == step.generation)
         activate.restart(self.site, view.ready.agent, leaf)
 
-    def submit(self, view: View, step: Step) -> None:
-        """C4. A CA that fails is not asked again in this run, whatever was wished."""
-        wish = self.wish
-        sent = self.acquisition.submit(
-            view, step.ca, renew=wish.renew, still_due=lambda: self.decide(self.look()) == step
-        )
-        if self.acquisition.failure:
-            self.wish = replace(wish, tried=(*wish.tried, step.ca))
-        elif sent:
-            self.wish = replace(wish, now=False, renew=False)
+    def ask(self, view: View, step: Step) -> None:
+        """The CA table. What would keep a certificate from being installed keeps it from being asked for."""
+        if step.action == "submit":
+            self._check_agent(view)
+        self.wish = self.acquisition.carry_out(step, self.want(view), self.wish, lambda: self.decide(self.look()) == step)
 
-    def repeat(self, view: View, _step: Step) -> None:
-        """C2."""
-        self.acquisition.repeat(view)
-
-    def poll(self, view: View, _step: Step) -> None:
-        """C1."""
-        self.wish = replace(self.wish, now=False)
-        self.acquisition.poll(view)
-
-    def abandon(self, _view: View, _step: Step) -> None:
-        """C1, C2."""
-        self.acquisition.abandon()
-
-    def lost(self, _view: View, step: Step) -> None:
-        """C2."""
-        self.acquisition.lost(step.reason)
+    def _check_agent(self, view: View) -> None:
+        agent, root = view.ready.agent, self.site.root
+        self.site.store.check_folder(agent.certificate)
+        observe.account_can_read(agent, root)
+        if view.seen.running:
+            service.check_tool(root, agent.scxadmin)
+        if view.seen.running and not view.seen.served:
+            raise AgentNotReady(
+                f"the agent does not answer on port {agent.port}, so a new certificate could not be proved",
+                f"start it ({agent.scxadmin} -start) and see {agent.log}",
+            )
 
 
 ACTS: Mapping[str, Callable[[Run, View, Step], None]] = {
@@ -209,26 +220,24 @@ ACTS: Mapping[str, Callable[[Run, View, Step], None]] = {
     "adopt": Run.adopt,
     "install": Run.install,
     "restart": Run.restart,
-    "submit": Run.submit,
-    "repeat": Run.repeat,
-    "poll": Run.poll,
-    "abandon": Run.abandon,
-    "lost": Run.lost,
+    **dict.fromkeys(BY_CA, Run.ask),
 }
 
 
 # -- the verbs ------------------------------------------------------------------------------------------------------
 
 
-def _site(root: Root, tools: Tools) -> Site:
+def site_of(root: Root, tools: Tools) -> Site:
+    """Return where and with what the work is done."""
     return Site(root, tools.store(root), tools.patience, tools.clock, tools.waiting)
 
 
-def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T]) -> T:
-    """Take the lock, finish or undo what a killed run left, even where the configuration no longer reads; then `work`."""
+@contextmanager
+def locked(root: Root, options: Options, tools: Tools) -> Iterator[Site]:
+    """Hold the lock, the state loaded. Raises HostError for who is not root, Busy."""
     if root.path == "/" and os.geteuid() != 0:
         raise HostError("only root may do this", "run it as root, or through sudo")
-    site = _site(root, tools)
+    site = site_of(root, tools)
 
     def waiting(message: str) -> None:
         if tools.stopping():
@@ -237,6 +246,12 @@ def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T
 
     with site.store.lock(options.wait_s, waiting):
         _forget_the_future(site)
+        yield site
+
+
+def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T]) -> T:
+    """Take the lock, finish or undo what a killed run left, even where the configuration no longer reads; then `work`."""
+    with locked(root, options, tools) as site:
         activate.settle_command(site)
         step = plan.interrupted(site.store.journal)
         if step:
@@ -253,7 +268,8 @@ def _forget_the_future(site: Site) -> None:
         site.store.save_budget(kept)
 
 
-def _config(root: Root, options: Options) -> Config:
+def config_of(root: Root, options: Options) -> Config:
+    """Return the configuration that counts. Raises ConfigError, Unconfigured, HostError."""
     return configs.load(Root("/"), os.path.abspath(options.config)) if options.config else configs.load(root)
 
 
@@ -263,7 +279,7 @@ def run(root: Root, options: Options, tools: Tools) -> Result:
 
 
 def _run(site: Site, options: Options, tools: Tools) -> Run:
-    return Run(site, tools, _config(site.root, options), options.wish)
+    return Run(site, tools, config_of(site.root, options), options.wish)
 
 
 def inspect(root: Root, options: Options, tools: Tools) -> Result:
@@ -281,7 +297,7 @@ def rehearse(root: Root, options: Options, tools: Tools) -> Result:
 
 
 def _looker(root: Root, options: Options, tools: Tools) -> Run:
-    site = _site(root, tools)
+    site = site_of(root, tools)
     site.store.load()
     return _run(site, options, tools)
 
@@ -302,7 +318,7 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
         view, store = run.look(), site.store
         if store.journal.hold:
             raise AgentNotReady(f"held: {store.journal.hold}", "scx-enroll release, then install again")
-        ready, seen, now = view.ready, view.seen, run.site.clock()
+        seen, now = view.seen, run.site.clock()
         found = verify.read(data)
         leaf = next((der for der in found if verify.facts(der).spki == seen.key), None)
         if leaf is None:
@@ -311,10 +327,8 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
                 "make the request with: scx-enroll csr, and save its certificate as Base-64",
             )
         rest = (*(der for der in found if der != leaf), *observe.known_chains(store.generations()))
-        wrong = min(
-            (observe.judge(root, ready.agent, run.config, ca, ready.spec, seen.key, leaf, rest, now) for ca in run.config.cas),
-            key=len,
-        )
+        judged = run.want(view).judge
+        wrong = min((judged(ca, leaf, rest) for ca in run.config.cas), key=len)
         if wrong:
             raise CertificateRefused(f"{name} refused: {'; '.join(m.detail for m in wrong)}", wrong[0].hint)
         origin = j.Origin(obtained=now, first=not store.generations(), how="file")
@@ -327,11 +341,27 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
             for held in seen.held if held.not_before > issued and held.id != generation.id
         }
         kept = tuple(s for s in store.journal.skipped if s.generation not in (generation.id, *newer))
-        store.update(skipped=(*kept, *newer.values()), latch=latch(run.site, run.config, view))
+        store.update(skipped=(*kept, *newer.values()), latch=run.latch(view))
         if seen.certificate == verify.facts(leaf).leaf:
             return run.converge()
         run.put_in_service(view, generation)
         step = Step("L7", "install", f"{name} was given by the operator", generation=generation.id)
+        tools.acted(step)
+        return run.converge(step)
+
+    return _locked(root, options, tools, work)
+
+
+def adopt(root: Root, options: Options, tools: Tools, request_id: int, ca: str) -> Result:
+    """Take a request ID from the operator, for a request whose fate is doubtful or not known here; then go on as `run`."""
+
+    def work(site: Site) -> Result:
+        run = _run(site, options, tools)
+        view, server = run.look(), run.acquisition.server_of(ca)
+        if site.store.journal.hold:
+            raise AgentNotReady(f"held: {site.store.journal.hold}", "scx-enroll release, then run again")
+        run.acquisition.adopt(request_id, server, run.want(view))
+        step = Step("C1", "take_over", f"request ID {request_id} was named by the operator")
         tools.acted(step)
         return run.converge(step)
 

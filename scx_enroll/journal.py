@@ -23,10 +23,10 @@ RESTARTS_PER_HOUR = 3
 RESTARTS_PER_DAY = 6
 
 REQUEST: Mapping[str, Mapping[str, str]] = MappingProxyType({
-    "none": {"submit": "submitting"},
+    "none": {"submit": "submitting", "identified": "submitted"},
     "submitting": {"identified": "submitted", "unsent": "none", "refused": "none", "lost": "doubtful"},
     "submitted": {"obtained": "none", "refused": "none", "abandoned": "none"},
-    "doubtful": {"submit": "submitting", "abandoned": "none"},
+    "doubtful": {"submit": "submitting", "identified": "submitted", "abandoned": "none"},
 })
 
 INSTALLATION: Mapping[str, Mapping[str, str]] = MappingProxyType({
@@ -73,6 +73,7 @@ class Request:
     tries: int = 0  # POSTs of this CSR
     next: int = 0  # not polled or repeated before
     pending: bool = False  # a page said that it waits for a person
+    answered: bool = False  # a whole page answered the POST and was not understood: sent again, it may only be stored again
     inputs: str = ""  # hash of what it was made from
     why: str = ""
 
@@ -100,7 +101,7 @@ class Backoff:
     """Why a certification authority is not asked for now; `plan` says until when."""
 
     ca: str  # server, "" for all
-    inputs: str  # what it was asked for; other inputs end the back-off
+    inputs: str  # what it was asked for; other inputs end the back-off, except that of a refused password
     at: int  # the last failure
     failures: int  # in a row
     retry: str  # "soon" | "later" where a person must act | "changed": other inputs only
@@ -108,6 +109,19 @@ class Backoff:
     message: str
     hint: str
     secret: str = ""  # mark of the password that was refused
+
+
+@dataclass(frozen=True)
+class Contact:
+    """What a certification authority said last, and what was seen last of the certificate that it signs with."""
+
+    ca: str  # server
+    at: int
+    status: int  # as a run that ends so
+    message: str
+    issuer: str = ""  # SHA-256 of its newest certificate
+    ends: int = 0  # when the first certificate on the way to its root expires
+    trusted: bool = True  # it leads to a root of issuer-trust
 
 
 @dataclass(frozen=True)
@@ -145,10 +159,12 @@ class Journal:
     original: Optional[Place] = None  # before our first installation
     seen: str = ""  # the agent's files as our last act left them: not a change by others
     backoffs: Tuple[Backoff, ...] = ()
+    contacts: Tuple[Contact, ...] = ()
+    revoked: Tuple[str, ...] = ()  # generations that their CA called revoked
+    question: int = 0  # when the CA is next asked whether the certificate in service was revoked; 0: not arranged yet
     skipped: Tuple[Skip, ...] = ()
     hold: str = ""  # why nothing is changed until `release`
     latch: Optional[Latch] = None
-    salt: str = ""  # of the marks of refused passwords
 
 
 @dataclass(frozen=True)
@@ -180,11 +196,13 @@ def free_at(times: Iterable[int], allowed: int, window_s: int) -> int:
 
 @dataclass(frozen=True)
 class Budget:
-    """Submissions and restarts so far."""
+    """Submissions and restarts so far, and passwords that were refused: accounts lock, so each may be tried once."""
 
     version: int = VERSION
     submissions: Tuple[Submission, ...] = ()
     restarts: Tuple[int, ...] = ()
+    refused: Tuple[Backoff, ...] = ()  # one for each CA, with its secret
+    salt: str = ""  # of the marks of refused passwords
     ahead: int = 0  # when times of the future were first noticed, by the clock of then
 
     def restarts_until(self, needed: int = 1) -> int:
@@ -248,6 +266,8 @@ def from_json(kind: Type[T], data: bytes, name: str) -> T:
         raw = json.loads(data)
         if raw.get("version") != VERSION:
             raise ValueError(f"version {raw.get('version')!r}")
+        if kind is Journal and raw.pop("salt", None):  # 0.1.0 kept refused passwords here; each is tried once more
+            raw["backoffs"] = [backoff for backoff in raw["backoffs"] if not backoff["secret"]]
         value: T = _build(kind, raw)
         if isinstance(value, Journal):
             _check_states(value)

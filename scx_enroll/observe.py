@@ -10,16 +10,16 @@ import os
 import pwd
 import socket
 from dataclasses import asdict, dataclass
-from typing import Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
 from scx_enroll import request, service, verify
 from scx_enroll.agent import Agent, Pair
+from scx_enroll.case import Observed
 from scx_enroll.config import CA, Config
 from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, HostError
 from scx_enroll.pace import Held, Policy
-from scx_enroll.plan import Observed
 from scx_enroll.request import RequestSpec
 from scx_enroll.rootfs import Root
 from scx_enroll.store import STATE, Generation, Store
@@ -103,10 +103,13 @@ def share_of(identity: str) -> int:
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4], "big")
 
 
-def ordered(cas: Tuple[CA, ...], share: int) -> Tuple[CA, ...]:
-    """Return the CAs in the order in which a host asks them: each host begins at a place of its own."""
-    start = share % len(cas)
-    return cas[start:] + cas[:start]
+def ordered(cas: Tuple[CA, ...], identity: str) -> Tuple[CA, ...]:
+    """Return the CAs in the order in which a host asks them (rendezvous hashing).
+
+    Hosts are spread evenly over the CAs; those of a CA that is down, evenly over the others. One that comes or goes
+    changes the order for its own hosts only.
+    """
+    return tuple(sorted(cas, key=lambda ca: hashlib.sha256(f"{identity} {ca.server}".encode()).digest()))
 
 
 def trust(root: Root, ca: CA) -> Tuple[Tuple[bytes, ...], Tuple[bytes, ...]]:
@@ -126,8 +129,16 @@ def rules_of(ca: CA, config: Config) -> verify.Rules:
     return verify.Rules(ca.require_cn, ca.require_revocation, config.agent.minimum_key)
 
 
+Path = Callable[[Tuple[bytes, ...], Tuple[bytes, ...], str], str]  # DER, leaf first; anchors; FQDN -> "" or what is wrong
+
+
+def rehearsal(root: Root, agent: Agent) -> Path:
+    """Return the check of a path by a handshake with the agent's own key."""
+    return lambda ders, anchors, fqdn: service.rehearse(root, agent.key, b"".join(map(verify.pem, ders)), anchors, fqdn)
+
+
 def judge(
-    root: Root, agent: Agent, config: Config, ca: CA, spec: RequestSpec, spki: str, der: bytes, pool: Tuple[bytes, ...],
+    root: Root, path: Path, config: Config, ca: CA, spec: RequestSpec, spki: str, der: bytes, pool: Tuple[bytes, ...],
     now: int,
 ) -> Tuple[verify.Mismatch, ...]:
     """Judge one certificate wholly: what it says, and OpenSSL's path to the CA's configured roots."""
@@ -135,8 +146,7 @@ def judge(
     if found:
         return found
     anchors, intermediates = trust(root, ca)
-    chain = verify.chain(der, (*pool, *intermediates))
-    problem = service.rehearse(root, agent.key, b"".join(map(verify.pem, (der, *chain))), anchors, spec.fqdn)
+    problem = path((der, *verify.chain(der, (*pool, *intermediates))), anchors, spec.fqdn)
     hint = "see that issuer-trust holds the CA's root, and its intermediates where the CA does not send them"
     return (verify.Mismatch("path", problem, hint),) if problem else ()
 
@@ -169,7 +179,7 @@ def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now:
         return _look(root, store, config, pool, now)
     except FileNotFoundError as gone:
         seen = Observed(blocked=f"{gone.filename} went away while it was looked at", blocked_hint="run again when its files are quiet")
-        return View(seen, _policy(config, 0), None)
+        return View(seen, policy_of(config, ""), None)
 
 
 def _process(root: Root, agent: Agent, journal: j.Journal) -> str:
@@ -179,13 +189,12 @@ def _process(root: Root, agent: Agent, journal: j.Journal) -> str:
 
 
 def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int) -> View:
-    share = 0
     try:
         agent = agents.find(root, config.agent.layout, config.agent.port)
         pair = agents.read_pair(root, agent)
         spki = request.spki_of(request.load_key(pair.key)) if pair.key is not None else ""
     except AgentNotReady as problem:
-        return View(Observed(blocked=problem.message, blocked_hint=problem.hint), _policy(config, share), None)
+        return View(Observed(blocked=problem.message, blocked_hint=problem.hint), policy_of(config, ""), None)
     certificates = certificates_of(pair.certificate)
     installed = _facts(certificates)
     fqdn = host_fqdn(root, config, store.journal.latch, installed)
@@ -196,22 +205,18 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
     def judged(der: bytes, more: Tuple[bytes, ...], server: str) -> Tuple[verify.Mismatch, ...]:
         authorities = (by_server[server],) if server in by_server else config.cas
         found: List[Tuple[verify.Mismatch, ...]] = [
-            judge(root, agent, config, ca, spec, spki, der, (*more, *pool), now) for ca in authorities
+            judge(root, rehearsal(root, agent), config, ca, spec, spki, der, (*more, *pool), now) for ca in authorities
         ]
         return min(found, key=len)
 
     held: Dict[str, Held] = {}
     generations = store.generations()
     for generation in generations:
-        der, *rest = stored(generation)
-        facts = verify.facts(der)
-        if facts.spki == spki:
-            wrong = judged(der, tuple(rest), generation.origin.ca)
-            held[facts.leaf] = Held(
-                generation.id, facts.leaf, facts.not_before, facts.not_after, generation.origin.first,
-                generation.origin.number, generation.origin.obtained, tuple(f"{m.what}: {m.detail}" for m in wrong),
-            )
-    adoptable, wrong = None, ()
+        if verify.facts(stored(generation)[0]).spki == spki:
+            one = held_as(generation, store.journal, judged)
+            held[one.leaf] = one
+    adoptable: Optional[Generation] = None
+    wrong: Tuple[verify.Mismatch, ...] = ()
     if installed and installed.leaf not in held:
         known = (*certificates[1:], *known_chains(generations))
         wrong = judged(certificates[0], known, "")
@@ -236,12 +241,28 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         listening=answer.listening,
         served=answer.leaf,
         process=_process(root, agent, store.journal),
-        inputs=_inputs(config, spec, spki),
+        inputs=inputs_of(config, spec, spki),
         trust_changed_at=max(root.resolve(ca.issuer_trust).mtime_ns for ca in config.cas) // 10**9,
         share=share,
     )
-    notes = _notes(root, store, config, certificates, spec)
-    return View(seen, _policy(config, share), Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes))
+    notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
+    return View(seen, policy_of(config, fqdn), Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes))
+
+
+def held_as(
+    generation: Generation,
+    journal: j.Journal,
+    judged: Callable[[bytes, Tuple[bytes, ...], str], Tuple[verify.Mismatch, ...]],
+) -> Held:
+    """Return a generation as `plan` knows it; `judged` says what is wrong with a leaf, given its intermediates and its CA."""
+    der, *rest = stored(generation)
+    facts, origin = verify.facts(der), generation.origin
+    revoked = generation.id in journal.revoked
+    wrong = tuple(f"{m.what}: {m.detail}" for m in judged(der, tuple(rest), origin.ca)) + (("revoked: its CA says so",) if revoked else ())
+    return Held(
+        generation.id, facts.leaf, facts.not_before, facts.not_after, origin.first, origin.number, origin.obtained, wrong,
+        origin.ca, origin.request_id or 0, revoked,
+    )
 
 
 def stored(generation: Generation) -> Tuple[bytes, ...]:
@@ -273,10 +294,11 @@ def _facts(certificates: Tuple[bytes, ...]) -> Optional[verify.Facts]:
         return None
 
 
-def _policy(config: Config, share: int) -> Policy:
+def policy_of(config: Config, identity: str) -> Policy:
+    """Return what the configuration asks for, of the host called `identity`."""
     renewal = config.renewal
     return Policy(
-        cas=tuple(ca.server for ca in ordered(config.cas, share)),
+        cas=tuple(ca.server for ca in ordered(config.cas, identity)),
         at=renewal.at,
         spread=renewal.spread,
         certificates_per_day=renewal.certificates_per_day,
@@ -286,7 +308,7 @@ def _policy(config: Config, share: int) -> Policy:
     )
 
 
-def _inputs(config: Config, spec: RequestSpec, spki: str) -> str:
+def inputs_of(config: Config, spec: RequestSpec, spki: str) -> str:
     """Hash what a request is made from: other inputs may have another outcome."""
     text = json.dumps([asdict(spec), spki, [asdict(ca) for ca in config.cas], config.agent.minimum_key], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -303,6 +325,37 @@ def _notes(
             "to change that, set name in [host]"
         )
     return tuple(notes)
+
+
+def _ca_notes(
+    root: Root, journal: j.Journal, config: Config, generations: Tuple[Generation, ...], now: int
+) -> Tuple[str, ...]:
+    """Say what will matter at the next renewal, as seen when the CA was asked last."""
+    notes = []
+    lifetime_s = max((_lifetime_s(generation) for generation in generations), default=0)
+    for ca in config.cas:
+        contact = next((contact for contact in journal.contacts if contact.ca == ca.server), None)
+        if contact is None or not contact.issuer or not any(one.origin.ca == ca.server for one in generations):
+            continue
+        known = {hashlib.sha256(der).hexdigest() for der in (*known_chains(generations), *sum(trust(root, ca), ()))}
+        if not contact.trusted:
+            notes.append(
+                f"the CA certificate of {ca.server} leads to no root in {ca.issuer_trust} any more, so renewal would be refused; "
+                "compare its fingerprint (scx-enroll ca-cert --fetch), then add the new root there and to the Management Servers"
+            )
+        elif contact.issuer not in known:
+            notes.append(
+                f"{ca.server} signs with a new CA certificate now, SHA-256 {contact.issuer}; import it on every Management Server "
+                "before the next renewal: scx-enroll ca-cert --fetch"
+            )
+        if contact.ends - now < lifetime_s:
+            notes.append(f"the CA certificate of {ca.server}, or one above it, ends soon and shortens what it issues: have it renewed")
+    return tuple(notes)
+
+
+def _lifetime_s(generation: Generation) -> int:
+    facts = verify.facts(stored(generation)[0])
+    return facts.not_after - facts.not_before
 
 
 def account_can_read(agent: Agent, root: Root) -> None:

@@ -6,6 +6,8 @@ from typing import Optional, Tuple, Union
 
 from scx_enroll.journal import DAY_S, HOUR_S, Backoff, Skip
 
+WEEK_S = 7 * DAY_S  # between two questions whether the certificate in service was revoked
+
 COOL_DOWN_S = 15 * 60  # after a POST whose fate is doubtful
 DOUBT_S = DAY_S  # then a fresh request is made
 TRUST_SPREAD_S = 3 * DAY_S  # a fleet that gets new roots in one hour renews over this long
@@ -29,6 +31,9 @@ class Held:
     number: int = 0  # the how-manieth that was obtained
     obtained: int = 0
     mismatches: Tuple[str, ...] = ()
+    ca: str = ""  # server, where it knows the certificate by a request ID
+    request_id: int = 0
+    revoked: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,12 @@ def needs_a_person(status: int, held: Tuple[Held, ...], now: int) -> bool:
     """
     if status not in PATIENT_STATUSES:
         return status != 0
-    lifetimes = [(one.not_after - now) / max(one.not_after - one.not_before, 1) for one in held]
-    return bool(lifetimes) and max(lifetimes) < LAST_PART
+    return bool(held) and now >= runs_out_at(held)
+
+
+def runs_out_at(held: Tuple[Held, ...]) -> int:
+    """Return when little is left of everything that is held."""
+    return max(one.not_after - int(max(one.not_after - one.not_before, 1) * LAST_PART) for one in held)
 
 
 def until_of(failure: Union[Backoff, Skip]) -> Optional[int]:
@@ -71,6 +80,11 @@ def until_of(failure: Union[Backoff, Skip]) -> Optional[int]:
         return None
     first, longest = BACKOFF_S[failure.retry]
     return failure.at + int(min(first * 2 ** min(max(failure.failures - 1, 0), 30), longest))
+
+
+def first_question(obtained: int, share: int) -> int:
+    """Return when a CA is first asked whether a new certificate was revoked: a fleet asks spread over a week."""
+    return obtained + WEEK_S // 2 + WEEK_S * share // SHARES
 
 
 def poll_after(age_s: int) -> int:

@@ -36,7 +36,7 @@ class Issued:
 
 @dataclass(frozen=True)
 class Pending:
-    """The request waits for the CA's operator; a disposition page does not say which request ID."""
+    """The request waits for the CA's operator; a disposition page does not say which, and on others the ID may be illegible."""
 
     request_id: Optional[int]
 
@@ -67,6 +67,7 @@ class Unknown:
 
     why: str
     skeleton: str
+    whole: bool = True  # it has its end, so the same request would be answered by the same page
 
 
 Outcome = Union[Issued, Pending, Denied, Revoked, Failed, Unknown]
@@ -75,7 +76,7 @@ _TAG = re.compile(r"<(/?[a-z][^<>]*)>", re.IGNORECASE)
 _NAME = re.compile(r"/?[^\s/]+")
 _ATTRIBUTE = re.compile(r"""([^\s"'=/]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"']*)))?""")
 _ISSUED = re.compile(r"certnew\.cer\?ReqID=(\d+)&", re.IGNORECASE)
-_INTEGER = re.compile(r"(?:(?<!\w)-)?[0-9]+")
+_INTEGER = re.compile(r"(?:(?<!\w)-)?[0-9]+(?:[.,'\u2019\u00a0\u202f][0-9]+)*")  # 1.089 is one number, or none
 _REQUEST_ID = re.compile(r"[1-9][0-9]{0,9}")  # a 32-bit row number ([MS-WCCE] 3.2.1.4.2.1)
 _HRESULT = re.compile(r"0x[89a-f][0-9a-f]{7}(?![0-9a-f])", re.IGNORECASE)
 _ENTITY = re.compile(r"&#?[0-9a-z]{1,32};", re.IGNORECASE)
@@ -106,7 +107,7 @@ def classify(body: bytes) -> Outcome:
     links = {match[1] for match in _ISSUED.finditer(page)}
     denied = "locdenied" in seen.inside or "locinforeqidandreason" in seen.inside
     if not whole and (denied or len(links) != 1):
-        return _unknown(page, "the page is cut off" if page.strip() else "the page is empty")
+        return Unknown("the page is cut off" if page.strip() else "the page is empty", skeleton(page), whole=False)
     if denied:
         return _denied(page, seen.inside.get("locinforeqidandreason", []))
     if links:
@@ -153,9 +154,9 @@ def _denied(page: str, reasons: List[str]) -> Outcome:
 
 def _pending(page: str, elements: List[str]) -> Outcome:
     ids = _request_ids(elements)
-    if len(ids) != 1:
-        return _unknown(page, "a request is pending, but the page does not show one request ID")
-    return Pending(ids.pop())
+    if len(ids) > 1:
+        return _unknown(page, "a request is pending, but the page shows more than one request ID")
+    return Pending(ids.pop() if ids else None)
 
 
 def _disposition(page: str, seen: _Elements) -> Outcome:
@@ -185,7 +186,7 @@ def _unknown(page: str, why: str) -> Unknown:
 
 
 def _request_ids(texts: List[str]) -> Set[int]:
-    """Give the first integer of each text, where it can be a request ID; the 0 of an HRESULT and negative ones can't."""
+    """Give the first integer of each text, where it can be a request ID; the 0 of an HRESULT, negative and grouped ones can't."""
     firsts = (match[0] for match in map(_INTEGER.search, texts) if match)
     return {int(first) for first in firsts if _REQUEST_ID.fullmatch(first)}
 

@@ -5,12 +5,14 @@ docs/status.md lists the document's keys. Everything is returned as text; nothin
 
 import json
 import time
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from scx_enroll import pace, verify
+from scx_enroll import journal, pace, verify
+from scx_enroll.behalf import Ended
+from scx_enroll.cacert import Trusted
+from scx_enroll.case import Step
 from scx_enroll.enroll import Result
 from scx_enroll.errors import EnrollError
-from scx_enroll.plan import Step
 
 VERSION = 1
 ACTED = {
@@ -23,15 +25,17 @@ ACTED = {
     "submit": "turned to {ca} for a certificate",
     "repeat": "turned to {ca} again, with the same CSR",
     "poll": "asked the CA what became of the request",
-    "abandon": "gave the request up",
+    "abandon": "gave a request up",
     "lost": "noted that the fate of a request is doubtful",
+    "take_over": "took a request over",
+    "question": "asked {ca} whether the certificate in service was revoked",
 }
 
 
 def acted(step: Step, *, verbose: bool) -> str:
-    """Return the log line of an act that was carried out; `verbose`: with its row and reason."""
+    """Return the log line of an act that was carried out; `verbose`, and where it has the request ID: with its row and reason."""
     line = ACTED[step.action].format(generation=step.generation, ca=step.ca)
-    return f"scx-enroll: {line}" + (f" ({step.row}: {step.reason})" if verbose else "") + "\n"
+    return f"scx-enroll: {line}" + (f" ({step.row}: {step.reason})" if verbose or step.action in ("abandon", "take_over") else "") + "\n"
 
 
 def failure(error: EnrollError) -> str:
@@ -49,8 +53,8 @@ def error_document(error: EnrollError) -> Dict[str, Any]:
 
 def document(result: Result, now: int) -> Dict[str, Any]:
     """Return the facts of a run or a look; no secrets, since anyone may read them."""
-    step, view, journal = result.step, result.view, result.journal
-    found, seen, request = view.found, view.seen, journal.request
+    step, view, state = result.step, result.view, result.journal
+    found, seen = view.found, view.seen
     held = {held.leaf: held for held in seen.held}
     budget = result.budget.current(now)
     newest = max((h for h in seen.held if not h.mismatches), key=lambda h: h.not_before, default=None)
@@ -80,20 +84,36 @@ def document(result: Result, now: int) -> Dict[str, Any]:
         "listening": seen.listening,
         "live": seen.live,
         "renewal_due": pace.due(newest, view.policy, seen.share) if newest else None,
-        "request": {
-            "state": request.state, "ca": request.ca, "id": request.id, "since": request.since, "next": request.next,
-        } if request.state != "none" else None,
-        "waiting_for": [
-            {"ca": b.ca or None, "message": b.message, "until": pace.until_of(b)} for b in journal.backoffs
+        "question": state.question or None,
+        "request": _request(state.request),
+        "cas": [
+            {
+                "server": c.ca, "time": c.at, "exit_status": c.status, "message": c.message, "issuer": c.issuer or None,
+                "issuer_ends": c.ends or None, "trusted": c.trusted,
+            } for c in state.contacts
         ],
-        "hold": journal.hold or None,
+        "waiting_for": [
+            {"ca": b.ca or None, "message": b.message, "until": pace.until_of(b)} for b in (*state.backoffs, *budget.refused)
+        ],
+        "hold": state.hold or None,
         "budget": {
             "certificates": sum(s.counts for s in budget.submissions),
             "submissions": len(budget.submissions),
             "restarts": len(budget.restarts),
+            "certificates_per_day": view.policy.certificates_per_day,
+            "submissions_per_day": view.policy.submissions_per_day,
         },
         "generations": [g.id for g in result.generations],
         "notes": list(found.notes) if found else [],
+    }
+
+
+def _request(request: journal.Request) -> Optional[Dict[str, Any]]:
+    if request.state == "none":
+        return None
+    return {
+        "state": request.state, "ca": request.ca, "id": request.id, "since": request.since, "next": request.next,
+        "pending": request.pending,
     }
 
 
@@ -147,12 +167,17 @@ def as_status(facts: Mapping[str, Any]) -> str:
         rows.append(["renewal due", when(facts["renewal_due"])])
     if request:
         known = f"ID {request['id']}" if request["id"] is not None else "no ID known"
-        rows.append(["request", f"{request['state']}, {known}, at {request['ca']}, since {when(request['since'])}"])
+        how = "pending" if request["pending"] else request["state"]
+        rows.append(["request", f"{how}, {known}, at {request['ca']}, since {when(request['since'])}"])
+    rows += [["CA", f"{ca['server']}: {ca['message']} ({when(ca['time'])})"] for ca in facts["cas"]]
     rows += [["waiting", f"{w['ca'] or 'any CA'}: {w['message']}; until {when(w['until'])}"] for w in facts["waiting_for"]]
     if facts["hold"]:
         rows.append(["hold", facts["hold"]])
     budget = facts["budget"]
-    spent = f"submissions {budget['submissions']}, certificates issued or possibly issued {budget['certificates']}"
+    spent = (
+        f"submissions {budget['submissions']} of {budget['submissions_per_day']}, certificates issued or possibly issued "
+        f"{budget['certificates']} of {budget['certificates_per_day']}"
+    )
     rows.append(["last 24 hours", f"{spent}, restarts {budget['restarts']}"])
     rows += [["note", note] for note in facts["notes"]]
     rows.append(["next", f"{facts['row']} {facts['action']}: {facts['reason']}"])
@@ -189,3 +214,75 @@ def as_end(facts: Mapping[str, Any], *, failed: bool, wished: bool = False) -> s
     if facts["action"] == "nothing" and facts["renewal_due"]:
         lines.append(f"scx-enroll: renewal is due at {when(facts['renewal_due'])}")
     return "\n".join(lines) + "\n"
+
+
+# -- on behalf of another host, and for the Management Servers --------------------------------------------------------
+
+
+def errand_document(ended: Ended, name: str, now: int) -> Dict[str, Any]:
+    """Return the facts of `submit` of the file `name`: how it stands, and certificate and chain as PEM."""
+    step, shown = ended.step, ended.failure if ended.failure and not ended.step.status else None
+    one, hint = ended.generation, shown.hint if shown else ended.step.hint
+    return {
+        "version": VERSION,
+        "time": now,
+        "exit_status": ended.status,
+        "name": ended.spec.fqdn,
+        "reason": shown.message if shown else step.reason,
+        "hint": hint.replace("scx-enroll run", f"scx-enroll submit {name}"),
+        "until": step.until,
+        "request": _request(ended.journal.request),
+        "facts": _certificate(verify.facts(verify.read(one.certificate)[0])) if one else None,
+        "certificate": one.certificate.decode() if one else None,
+        "chain": one.chain.decode() if one else "",
+    }
+
+
+def as_errand(facts: Mapping[str, Any]) -> str:
+    """Return what a person is told beside the certificate."""
+    lines, held = [], facts["facts"]
+    if held:
+        until = when(held["not_after"])
+        lines.append(f"scx-enroll: {held['subject']}, issued by {held['issuer']}, until {until}, SHA-256 {held['sha256']}")
+    if facts["exit_status"]:
+        lines.append(f"scx-enroll: {'waiting' if facts['until'] else 'error'}: {facts['reason']}")
+        if facts["until"]:
+            lines.append(f"scx-enroll: next attempt not before {when(facts['until'])}: call it again then")
+        if facts["hint"]:
+            lines.append(f"scx-enroll: hint: {facts['hint']}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def as_trust(found: Sequence[Trusted], *, fetched: bool) -> str:
+    """Return each certificate with its fingerprints, and the commands that import it on a Management Server."""
+    parts = []
+    for one in found:
+        kind = "root, for the store Root" if one.store == "Root" else "intermediate, for the store CA"
+        parts.append(
+            f"{kind}: {one.file}\n  subject      {one.facts.subject}\n  issuer       {one.facts.issuer}\n"
+            f"  valid        {when(one.facts.not_before)} to {when(one.facts.not_after)}\n"
+            f"  SHA-256      {one.facts.leaf}\n  SHA-1        {one.sha1} (the thumbprint in Windows)\n"
+            f"  trusted here {'yes' if one.trusted else 'NO, not by issuer-trust'}\n{verify.pem(one.der).decode()}"
+        )
+    lines = []
+    if fetched and not all(one.trusted for one in found):
+        lines.append("This came from the CA's web server and proves nothing. Compare SHA-256 with the people who run the PKI. Then put the")
+        lines.append("root, and nothing else, into the file that issuer-trust names.")
+    if not fetched and not any(one.store == "CA" for one in found):
+        lines.append("No intermediate is known yet. Where the PKI has one, it is known after the first run; or: scx-enroll ca-cert --fetch")
+    lines.append("Save each block under its name on every Management Server and gateway of the resource pool. There, as administrator:")
+    lines += [f"certutil -addstore -f {one.store} {one.file}" for one in found]
+    return "\n".join([*parts, *lines]) + "\n"
+
+
+def trust_json(found: Sequence[Trusted]) -> str:
+    """Return the same as JSON: a list."""
+    return json.dumps(
+        [
+            {
+                "store": one.store, "file": one.file, "subject": one.facts.subject, "issuer": one.facts.issuer,
+                "not_before": one.facts.not_before, "not_after": one.facts.not_after, "sha256": one.facts.leaf, "sha1": one.sha1,
+                "trusted": one.trusted, "pem": verify.pem(one.der).decode(),
+            } for one in found
+        ], indent=1, ensure_ascii=False,
+    ) + "\n"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Mapping, Tuple, Union
 
-from scx_enroll.errors import AgentNotReady, ConfigError
+from scx_enroll.errors import AgentNotReady, ConfigError, UsageError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -24,6 +25,7 @@ CURVES: Mapping[str, str] = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", re.ASCII)
 _KEY = re.compile(rb"-----BEGIN ([A-Z ]*)PRIVATE KEY-----.*?-----END \1PRIVATE KEY-----", re.DOTALL)
+_CSR = re.compile(rb"-----BEGIN (NEW )?CERTIFICATE REQUEST-----([^-]*)-----END (?:NEW )?CERTIFICATE REQUEST-----")
 _PLACEHOLDERS = ("example.com", "example.net", "example.org", "localdomain")  # RFC 2606 section 3, and hosts(5)'s
 
 
@@ -104,6 +106,54 @@ def spki_of(key_or_certificate: Any) -> str:
 
     public = key_or_certificate.public_key() if hasattr(key_or_certificate, "public_key") else key_or_certificate
     return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A certificate request that another host made: as PEM, what it asks for, its public key, and the SHA-256 of its DER."""
+
+    pem: bytes
+    spec: RequestSpec
+    spki: str
+    digest: str
+
+
+def load_csr(data: bytes, name: str) -> Foreign:
+    """Return the one request in a file (PEM or DER). Raises UsageError for what is none, or can't become a SCOM agent's certificate."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    hint = "make it on that host, e.g.: openssl req -new -key KEY -subj /CN=its.fqdn -out host.csr"
+    blocks = _CSR.findall(data)
+    try:
+        der = base64.b64decode(b"".join(blocks[0][1].split()), validate=True) if blocks else data
+        if len(blocks) > 1:
+            raise ValueError("more than one")  # which of them is meant?
+        csr: Any = x509.load_der_x509_csr(der)
+        if not csr.is_signature_valid:
+            raise ValueError("its signature is wrong")
+        spki, sans, common = spki_of(csr), _names_asked(csr), [str(a.value) for a in csr.subject if a.oid.dotted_string == "2.5.4.3"]
+        made = csr.public_bytes(Encoding.PEM)
+    except Exception as problem:
+        raise UsageError(f"{name} holds no certificate request that can be read: {problem}", hint) from problem
+    fitting = [cn for cn in common if "." in cn] or common or list(sans)
+    if not fitting:
+        raise UsageError(f"{name} asks for no name", hint)
+    try:
+        fqdn = check_fqdn(fitting[0], name)
+        spec = RequestSpec(fqdn, tuple(check_dns_name(san, name) for san in sans))
+    except ConfigError as problem:
+        raise UsageError(problem.message, "make the request for the name that the Management Server connects to") from problem
+    return Foreign(made, spec, spki, hashlib.sha256(der).hexdigest())
+
+
+def _names_asked(csr: Any) -> Tuple[str, ...]:
+    from cryptography import x509
+
+    for extension in csr.extensions:
+        if isinstance(extension.value, x509.SubjectAlternativeName):
+            return tuple(extension.value.get_values_for_type(x509.DNSName))
+    return ()
 
 
 def build_csr(spec: RequestSpec, key: PrivateKey) -> bytes:

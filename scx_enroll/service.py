@@ -19,6 +19,7 @@ from scx_enroll.errors import AgentNotReady, HostError
 from scx_enroll.rootfs import Root
 
 MAX_HANDSHAKE_ROUNDS = 20  # a TLS 1.2 handshake takes 4; a long chain needs no more, since the pipe is memory
+MAX_RECORD_BYTES = 1 << 14  # of a TLS record: RFC 5246 section 6.2.1
 MAX_OUTPUT_BYTES = 4096  # of a control command, shown to a person only
 MAX_STAT_BYTES = 4096  # 52 numbers and a name of 15 bytes
 CONNECT_S = 5.0  # to a port of this host; an agent that is busy answers in milliseconds
@@ -104,19 +105,72 @@ def rehearse(
         server_context = _server_context(root, key_path, certificates)
     except ssl.SSLError as problem:
         return f"OpenSSL refuses the pair: {_reason(problem)}"
-    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client_context.minimum_version = ssl.TLSVersion.TLSv1_2
-    client_context.verify_mode = ssl.CERT_REQUIRED
-    client_context.verify_flags = ssl.VerifyFlags.VERIFY_X509_TRUSTED_FIRST
-    client_context.hostname_checks_common_name = True
     try:
-        client_context.load_verify_locations(cadata=b"".join(anchors))
-        _handshake(server_context, client_context, fqdn)
+        _handshake(server_context, _client_context(anchors), fqdn)
     except ssl.SSLCertVerificationError as problem:
         return f"{problem.verify_message} (OpenSSL verify code {problem.verify_code})"
     except ssl.SSLError as problem:
         return f"the rehearsed handshake failed: {_reason(problem)}"
     return ""
+
+
+def check_path(ders: Tuple[bytes, ...], anchors: Tuple[bytes, ...], fqdn: str) -> str:
+    """Check a path as `rehearse` does, where the leaf's key is on another host.
+
+    The client is the same; the server's first flight is written by hand, up to the Certificate message (TLS 1.2, RFC 5246
+    section 7.4). OpenSSL verifies what is in there before it reads on: then it waits for a proof of the key, or objects.
+    `ders`: the leaf first, then intermediates. Returns "" or what OpenSSL objects to.
+    """
+    if not anchors:
+        return "issuer-trust holds no self-signed certificate"
+    if not _objection(ders, _client_context(()), fqdn):
+        return "this OpenSSL does not verify a certificate before it has a proof of the key"  # never seen
+    return _objection(ders, _client_context(anchors), fqdn)
+
+
+def _objection(ders: Tuple[bytes, ...], context: ssl.SSLContext, fqdn: str) -> str:
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    problem = ""
+    for suite in (b"\xc0\x2f", b"\xc0\x2b"):  # ECDHE-RSA and ECDHE-ECDSA, AES128-GCM-SHA256: the leaf's key decides which one fits
+        to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(to_client, to_server, server_hostname=fqdn)
+        with suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        to_client.write(_first_flight(suite, ders))
+        try:
+            client.do_handshake()
+        except ssl.SSLWantReadError:
+            return ""
+        except ssl.SSLCertVerificationError as refused:
+            return f"{refused.verify_message} (OpenSSL verify code {refused.verify_code})"
+        except ssl.SSLError as failed:
+            problem = f"OpenSSL refuses the certificate: {_reason(failed)}"
+    return problem
+
+
+def _first_flight(suite: bytes, ders: Tuple[bytes, ...]) -> bytes:
+    """Return the TLS records of a ServerHello for that suite (empty renegotiation_info, RFC 5746) and of a Certificate message."""
+    hello = b"\x03\x03" + bytes(32) + b"\0" + suite + b"\0" + b"\x00\x05" + b"\xff\x01\x00\x01\x00"
+    listed = b"".join(_vector(der) for der in ders)
+    messages = b"\x02" + _vector(hello) + b"\x0b" + _vector(_vector(listed))
+    parts = [messages[at : at + MAX_RECORD_BYTES] for at in range(0, len(messages), MAX_RECORD_BYTES)]
+    return b"".join(b"\x16\x03\x03" + len(part).to_bytes(2, "big") + part for part in parts)
+
+
+def _vector(data: bytes) -> bytes:
+    return len(data).to_bytes(3, "big") + data
+
+
+def _client_context(anchors: Tuple[bytes, ...]) -> ssl.SSLContext:
+    """Return a client that trusts `anchors` and nothing else. Raises ssl.SSLError where OpenSSL does not take them."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags = ssl.VerifyFlags.VERIFY_X509_TRUSTED_FIRST
+    context.hostname_checks_common_name = True
+    if anchors:
+        context.load_verify_locations(cadata=b"".join(anchors))
+    return context
 
 
 def _handshake(server_context: ssl.SSLContext, client_context: ssl.SSLContext, fqdn: str) -> None:

@@ -42,11 +42,11 @@ def authentication(root: Root, ca: CA) -> AuthBase:
 
 
 def mark(root: Root, ca: CA, salt: bytes) -> str:
-    """Return a slow salted hash of the password (hex): it tells that the password changed, and nothing else.
+    """Return a slow salted hash of user and password (hex): it tells that they changed, and nothing else.
 
     Raises ConfigError.
     """
-    return hashlib.pbkdf2_hmac("sha256", _password(root, ca), salt, MARK_ROUNDS).hex()
+    return hashlib.pbkdf2_hmac("sha256", _password(root, ca), salt + ca.user.encode(), MARK_ROUNDS).hex()
 
 
 def _password(root: Root, ca: CA) -> bytes:

@@ -29,6 +29,7 @@ MAX_STATE_BYTES = 1 << 20  # a journal is some kB; chains and saved certificates
 KEPT_GENERATIONS = 8
 KEPT_ORIGINALS = 8
 KEPT_PAGES = 5
+KEPT_ERRANDS = 1000  # some kB each; a certificate of an older one is asked for anew
 MIN_FREE_BYTES = 1 << 20  # what one run writes at the most, several times over
 LOCK_POLL_S = 0.2
 
@@ -50,18 +51,23 @@ class Store:
 
     def __init__(self, root: Root) -> None:
         self.root = root
+        self.sub = ""  # where journal and generations stand, beneath STATE
         self.journal = j.Journal()
         self.budget = j.Budget()
+
+    @property
+    def path(self) -> str:
+        """Where journal and generations stand."""
+        return f"{STATE}/{self.sub}".rstrip("/")
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Read journal and budget; absent ones are empty. Raises HostError for what is not understood."""
-        self.journal = self._load(j.Journal, "journal.json")
-        self.budget = self._load(j.Budget, "budget.json")
+        self.journal = self._load(j.Journal, f"{self.path}/journal.json")
+        self.budget = self._load(j.Budget, f"{STATE}/budget.json")
 
-    def _load(self, kind: "type[j.T]", name: str) -> j.T:
-        path = f"{STATE}/{name}"
+    def _load(self, kind: "type[j.T]", path: str) -> j.T:
         try:
             return j.from_json(kind, self.root.read(path, MAX_STATE_BYTES, trusted=True), path)
         except FileNotFoundError:
@@ -70,9 +76,9 @@ class Store:
     def generations(self) -> Tuple[Generation, ...]:
         """Every complete generation, oldest first."""
         found = []
-        for name in self.root.listdir(f"{STATE}/generations"):
+        for name in self.root.listdir(f"{self.path}/generations"):
             if re.fullmatch("[0-9a-f]{16}", name):
-                folder = f"{STATE}/generations/{name}"
+                folder = f"{self.path}/generations/{name}"
                 with suppress(FileNotFoundError):
                     certificate = self.root.read(f"{folder}/cert.pem", MAX_STATE_BYTES, trusted=True)
                     chain = self.root.read(f"{folder}/chain.pem", MAX_STATE_BYTES, trusted=True)
@@ -126,7 +132,7 @@ class Store:
         return True
 
     def _clear_temporaries(self) -> None:
-        for sub in ("", "generations", "original", "pages"):
+        for sub in ("", "generations", "original", "pages", "submitted"):
             with explained(STATE), self._folder(sub, create=True) as folder:
                 clear(folder)
 
@@ -167,16 +173,16 @@ class Store:
 
     def save_journal(self, journal: j.Journal) -> None:
         """Replace the journal."""
-        self._save("journal.json", j.to_json(journal))
+        self._save(self.sub, "journal.json", j.to_json(journal))
         self.journal = journal
 
     def save_budget(self, budget: j.Budget) -> None:
         """Replace the budget."""
-        self._save("budget.json", j.to_json(budget))
+        self._save("", "budget.json", j.to_json(budget))
         self.budget = budget
 
-    def _save(self, name: str, data: bytes) -> None:
-        with explained(f"{STATE}/{name}"), self._folder("") as folder:
+    def _save(self, sub: str, name: str, data: bytes) -> None:
+        with explained(f"{STATE}/{sub}/{name}".replace("//", "/")), self._folder(sub) as folder:
             write(folder, name, data, 0o600)
 
     def update(self, **changes: Any) -> None:
@@ -197,10 +203,11 @@ class Store:
 
     def add_generation(self, generation: Generation) -> None:
         """Keep a certificate that was obtained; one that is there already stays as it is."""
-        final = f"{STATE}/generations/{generation.id}"
+        sub = f"{self.sub}/generations".lstrip("/")
+        final = f"{STATE}/{sub}/{generation.id}"
         number = max((other.origin.number for other in self.generations()), default=0) + 1
         origin = replace(generation.origin, number=number)
-        with explained(final), self._folder("generations", create=True) as folder:
+        with explained(final), self._folder(sub, create=True) as folder:
             if generation.id in (other.id for other in self.generations()):
                 return
             remove_tree(folder, generation.id)  # one that has lost a file
@@ -214,6 +221,26 @@ class Store:
             finally:
                 os.close(inner)
             move(folder, temporary, generation.id)
+
+    def begin_errand(self, name: str) -> None:
+        """Turn to the journal and the generations of one CSR of another host; lock, budget and all else stay this host's.
+
+        The oldest ones are removed of which nothing is waited for.
+        """
+        self.sub = f"submitted/{name}"
+        with explained(self.path), self._folder(self.sub, create=True) as folder:
+            clear(folder)
+        with explained(f"{STATE}/submitted"), self._folder("submitted") as folder:
+            names = sorted(os.listdir(folder), key=lambda name: os.stat(name, dir_fd=folder).st_mtime_ns)
+            for old in names[:-KEPT_ERRANDS]:
+                if self._load(j.Journal, f"{STATE}/submitted/{old}/journal.json").request.state == "none" and old != name:
+                    remove_tree(folder, old)
+        self.load()
+
+    def deliver(self, path: str, data: bytes) -> None:
+        """Write a file that the operator named, whole or not at all, readable by everybody as a certificate may be."""
+        with self._beside(path) as (folder, name):
+            write(folder, name, data, 0o644)
 
     def prune(self) -> None:
         """Remove the oldest generations and saved originals that nothing in the journal refers to."""

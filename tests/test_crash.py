@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-from scx_enroll import acquire, enroll, service
+from scx_enroll import enroll, records, service
 from scx_enroll.enroll import ACTS
 from scx_enroll.pace import COOL_DOWN_S
 from scx_enroll.rootfs import Root
@@ -69,9 +69,9 @@ class Fuse:
             setattr(store, name, self.around(name, getattr(store, name)))
         return store
 
-    def line(self) -> acquire.Line:
+    def line(self) -> records.Line:
         """Return a line to the CA whose exchanges are points."""
-        real = acquire.Line()
+        real = records.Line()
 
         def connect(root: Root, ca: Any) -> Any:
             conversation = real.connect(root, ca)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import scx_enroll
-from scx_enroll import cli, config
+from scx_enroll import arguments, config
 from scx_enroll.rootfs import Root
 from tests.lab.agent import LabHost
 from tests.lab.authority import pkcs7
@@ -151,14 +151,14 @@ def test_two_pages_install_differently(checkout):
 @pytest.mark.checkout
 def test_the_readme_shows_another_help(checkout):
     """The README shows what --help prints."""
-    assert cli.HELP in blocks(checkout, "README.md", "text")
+    assert arguments.HELP in blocks(checkout, "README.md", "text")
 
 
 @pytest.mark.slow
 def test_help_does_not_print_the_help():
     """--help prints the text that the README shows, and the version is the package's."""
     ran = subprocess.run((PROGRAM, "--help"), capture_output=True, text=True, check=True)
-    assert (ran.stdout, ran.stderr) == (cli.HELP, "")
+    assert (ran.stdout, ran.stderr) == (arguments.HELP, "")
     ran = subprocess.run((PROGRAM, "--version"), capture_output=True, text=True, check=True)
     assert ran.stdout == f"scx-enroll {scx_enroll.__version__}\n"
 

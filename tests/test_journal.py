@@ -104,7 +104,7 @@ places = st.builds(
 requests = st.one_of(
     st.builds(
         j.Request, state=st.just("submitted"), ca=texts, csr=texts, spki=texts, id=times, since=times, tries=times, next=times,
-        pending=st.booleans(), why=texts,
+        pending=st.booleans(), answered=st.booleans(), why=texts,
     ),
     st.builds(j.Request, state=st.sampled_from([s for s in j.REQUEST if s != "submitted"]), id=st.none() | times, ca=texts, next=times),
 )
@@ -116,6 +116,7 @@ installations = st.one_of(
     st.just(j.Installation()),
 )
 retries = st.sampled_from(["soon", "later", "changed"])
+backoffs = st.lists(st.builds(j.Backoff, texts, texts, times, times, retries, times, texts, texts, texts), max_size=3).map(tuple)
 journals = st.builds(
     j.Journal,
     version=st.just(j.VERSION),
@@ -126,14 +127,16 @@ journals = st.builds(
     before=st.none() | places,
     original=st.none() | places,
     seen=texts,
-    backoffs=st.lists(st.builds(j.Backoff, texts, texts, times, times, retries, times, texts, texts, texts), max_size=3).map(tuple),
+    backoffs=backoffs,
     skipped=st.lists(st.builds(j.Skip, texts, texts, times, times, retries, times, texts), max_size=3).map(tuple),
     hold=texts,
     latch=st.none() | st.builds(j.Latch, texts, texts),
-    salt=texts,
+    contacts=st.lists(st.builds(j.Contact, texts, times, times, texts, texts, times, st.booleans()), max_size=3).map(tuple),
+    revoked=st.lists(texts, max_size=3).map(tuple),
+    question=times,
 )
 submissions = st.lists(st.builds(j.Submission, times, st.booleans()), max_size=8).map(tuple)
-budgets = st.builds(j.Budget, st.just(j.VERSION), submissions, st.lists(times, max_size=8).map(tuple))
+budgets = st.builds(j.Budget, st.just(j.VERSION), submissions, st.lists(times, max_size=8).map(tuple), backoffs, texts)
 origins = st.builds(j.Origin, st.just(j.VERSION), texts, st.none() | times, times, st.booleans(), texts)
 
 
@@ -279,7 +282,7 @@ def test_an_unknown_key_is_refused(where):
     ("key", "value"),
     [
         ("hold", None), ("hold", 1), ("proven", 1), ("proven", "true"), ("backoffs", {}), ("backoffs", [7]), ("backoffs", [{}]),
-        ("installed", {}), ("installed", []), ("request", None), ("latch", {"host": "h"}), ("salt", ["x"]),
+        ("installed", {}), ("installed", []), ("request", None), ("latch", {"host": "h"}), ("question", ["x"]),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(key, value):

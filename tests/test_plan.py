@@ -68,7 +68,7 @@ def told(step):
 def test_all_is_well():
     """C5: nothing until the renewal is due, with the generation named."""
     step = at()
-    assert told(step) == ("C5", "nothing", due(NEW, POLICY, 0), 0)
+    assert told(step) == ("C6", "nothing", due(NEW, POLICY, 0), 0)
     assert step.reason == "generation new is valid and in service"
     assert at(replace(GOOD, live=False, listening=False, served="")).reason == "generation new is valid and installed, not proven"
 
@@ -101,17 +101,17 @@ def test_files_that_others_changed_a_moment_ago():
     """L3: waited for until they were quiet for `settle`; `--now` does not, also after its first act has ended the haste elsewhere."""
     seen = replace(GOOD, changed_at=NOW - 100)
     assert told(at(seen)) == ("L3", "wait", NOW + 20, 4)
-    assert at(seen, now=NOW + 20).row == "C5"
-    assert at(seen, wish=Wish(hasty=True)).row == "C5"
+    assert at(seen, now=NOW + 20).row == "C6"
+    assert at(seen, wish=Wish(hasty=True)).row == "C6"
     assert at(seen, wish=Wish(renew=True)).row == "L3"
-    assert at(replace(GOOD, changed_at=NOW + 500)).row == "C5", "a change in the future is a wrong clock"
+    assert at(replace(GOOD, changed_at=NOW + 500)).row == "C6", "a change in the future is a wrong clock"
 
 
 def test_files_that_never_rest():
     """L3: `settle` is at most half an hour long, whatever is configured; the reason gives the time that is waited."""
     seen, policy = replace(GOOD, changed_at=NOW), replace(POLICY, settle_s=5 * HOUR_S)
     assert at(seen, policy=policy).until == NOW + plan.MAX_SETTLE_S
-    assert at(seen, policy=policy, now=NOW + plan.MAX_SETTLE_S).row == "C5"
+    assert at(seen, policy=policy, now=NOW + plan.MAX_SETTLE_S).row == "C6"
 
 
 def test_the_operator_said_hold():
@@ -143,7 +143,7 @@ def test_the_best_generation_is_not_installed():
 def test_the_newest_valid_generation_is_the_best():
     """L7: an older one that is valid too is no reason to go back, nor one that lasts longer."""
     longer = replace(OLD, not_after=NOW + 10 * YEAR)
-    assert at(replace(GOOD, held=(longer, NEW, OLD))).row == "C5"
+    assert at(replace(GOOD, held=(longer, NEW, OLD))).row == "C6"
     assert at(replace(GOOD, held=(longer, replace(NEW, mismatches=("cn: ...",))))).generation == "old"
 
 
@@ -189,14 +189,14 @@ def test_nothing_listens(process):
 def test_an_agent_stopped_on_purpose_is_left_stopped():
     """L9: nothing restarts it; renewal goes on."""
     seen = replace(GOOD, listening=False, served="", process="stopped")
-    assert at(seen).row == "C5"
+    assert at(seen).row == "C6"
     assert at(seen, now=NEW.not_after - DAY_S).action == "submit"
 
 
 def test_another_root_is_neither_probed_nor_restarted():
     """L8, L9: an image's tree must not restart its builder's agent."""
-    assert at(replace(GOOD, live=False, listening=False, served="")).row == "C5"
-    assert at(replace(GOOD, live=False, listening=True, served="other")).row == "C5"
+    assert at(replace(GOOD, live=False, listening=False, served="")).row == "C6"
+    assert at(replace(GOOD, live=False, listening=True, served="other")).row == "C6"
 
 
 def test_a_request_is_pending():
@@ -288,7 +288,7 @@ def test_nothing_valid_is_held():
 def test_renewal_is_due():
     """C4: to the second."""
     moment = due(NEW, POLICY, 0)
-    assert at(now=moment - 1).row == "C5"
+    assert at(now=moment - 1).row == "C6"
     step = at(now=moment)
     assert (step.row, step.action, step.reason) == ("C4", "submit", "renewal of generation new is due")
 
@@ -296,7 +296,7 @@ def test_renewal_is_due():
 def test_a_new_certificate_was_asked_for():
     """C4: `--renew` at once; `--now` alone asks for none."""
     assert at(wish=Wish(renew=True)).reason == "a new certificate was asked for"
-    assert at(wish=Wish(now=True)).row == "C5"
+    assert at(wish=Wish(now=True)).row == "C6"
 
 
 def test_a_ca_that_failed_is_not_asked_and_the_next_one_is():
@@ -366,7 +366,7 @@ def test_a_generation_that_was_rolled_back_is_not_installed_again():
     """C5: the older one stays, the failure is repeated with its status, and *until* is when it is tried again."""
     seen = replace(GOOD, held=(NEW, OLD), certificate=OLD.leaf, served=OLD.leaf)
     step = at(seen, Journal(skipped=(skip(),)))
-    assert (*told(step), step.reason) == ("C5", "wait", NOW - 60 + HOUR_S, 9, "new was rolled back")
+    assert (*told(step), step.reason) == ("C6", "wait", NOW - 60 + HOUR_S, 9, "new was rolled back")
     assert "--now" in step.hint
     assert at(seen, Journal(skipped=(skip(),)), now=NOW - 60 + HOUR_S).action == "install"
     assert at(seen, Journal(skipped=(skip(),)), wish=Wish(now=True)).action == "install"
@@ -376,7 +376,7 @@ def test_a_generation_that_was_rolled_back_is_not_installed_again():
 def test_a_skipped_generation_is_not_asked_for_again():
     """C4: it is valid, so that a new one of the same kind is not due before its renewal."""
     seen = replace(EMPTY, held=(NEW,))
-    assert at(seen, Journal(skipped=(skip(retry="changed"),))).row == "C5"
+    assert at(seen, Journal(skipped=(skip(retry="changed"),))).row == "C6"
     assert at(seen, Journal(skipped=(skip(retry="changed"),)), now=due(NEW, POLICY, 0)).action == "submit"
 
 
@@ -543,7 +543,14 @@ class Cases:
         found = []
         for name in self.random.sample(["g1", "g2", "g3"], self.random.randrange(4)):
             begin, end = self.random.randrange(NOW - 300 * DAY_S, NOW + 1), self.random.randrange(NOW + 60, NOW + 300 * DAY_S)
-            found.append(Held(name, f"leaf-{name}", begin, end, self.one(True, False), self.one((), (), ("cn: ...",))))
+            mismatches = self.one((), (), ("cn: ...",), ("revoked: its CA says so",))
+            found.append(
+                Held(
+                    name, f"leaf-{name}", begin, end, self.one(True, False), mismatches=mismatches, ca=self.one("ca01", "ca02", "gone", ""),
+                    request_id=self.one(0, 7), obtained=self.one(0, begin), revoked=bool(mismatches and "revoked" in mismatches[0]),
+                    number=self.random.randrange(4),
+                )
+            )
         return tuple(found)
 
     def seen(self):
@@ -568,7 +575,7 @@ class Cases:
         request = Request(
             self.one("none", "none", "none", "submitting", "submitted", "doubtful"), self.one("ca01", "ca02", "gone"), "csr",
             self.one(KEY, KEY, "other"), 7, self.when(self.written), self.random.randrange(1, 4), self.when(self.planned),
-            pending=self.one(True, False),
+            pending=self.one(True, False), answered=self.one(True, False),
         )
         open_one = Installation("installing", target=Place("link"), previous=Place("link"))
         cas = self.random.sample(["ca01", "ca02", ""], self.random.randrange(4))
@@ -579,12 +586,14 @@ class Cases:
             backoffs=tuple(self.failure(Backoff, ca, self.one(5, 6, 13, *([] if ca else [8]))) for ca in cas),
             skipped=tuple(self.failure(Skip, name, 9) for name in ids),
             hold=self.one("", "", "", "", "", "by the operator"),
+            question=self.one(0, self.when(self.planned)),
         )
 
     def budget(self):
         return Budget(
             submissions=self.some(6, lambda: Submission(self.when(self.written), self.one(True, False))),
             restarts=self.some(7, lambda: self.when(self.written)),
+            refused=self.some(1, lambda: replace(self.failure(Backoff, self.one("ca01", "ca02"), 13), retry="changed", secret="mark")),
         )
 
     def policy(self):
@@ -627,14 +636,14 @@ def sensible(seen, policy, journal, budget, wish, now):
     assert step == decide(seen, policy, journal, budget, now, wish)
     assert isinstance(step, Step)
     assert step.reason or step.row == "L2"
-    assert step.action in {"recover", "make_key", "adopt", "install", "restart", "submit", "repeat", "poll", "abandon", "lost",
+    assert step.action in {"recover", "make_key", "adopt", "install", "restart", "submit", "repeat", "poll", "abandon", "lost", "question",
                            "wait", "hold", "nothing"}
     assert step.until is None or step.until > now
     assert (step.until is None) or step.action in ("wait", "nothing"), "only a step that waits has an end of waiting"
-    if step.action not in ("wait", "nothing", "hold"):
+    if step.action not in ("wait", "nothing", "hold", "abandon"):
         assert step.status == 0
     if step.action == "wait":
-        assert step.status or step.row == "C5", "a run that waits repeats the status of what it waits for"
+        assert step.status or step.row == "C6", "a run that waits repeats the status of what it waits for"
 
 
 def available_restarts(budget, now):
@@ -753,7 +762,7 @@ def test_new_roots_do_not_make_a_fleet_renew_in_one_hour():
     displaced = replace(NEW, mismatches=("path: self-signed certificate in chain",))
     seen = replace(GOOD, held=(displaced,), trust_changed_at=NOW - 60, share=pace.SHARES // 2)
     step = at(seen)
-    assert told(step) == ("C5", "nothing", NOW - 60 + pace.TRUST_SPREAD_S // 2, 0)
+    assert told(step) == ("C6", "nothing", NOW - 60 + pace.TRUST_SPREAD_S // 2, 0)
     assert at(seen, now=step.until).action == "submit"
     assert at(seen, wish=Wish(renew=True)).action == "submit"
     assert at(replace(seen, held=(replace(displaced, mismatches=("path: x", "dates: expired")),))).action == "submit"

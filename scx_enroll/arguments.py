@@ -1,0 +1,121 @@
+"""What the command line may say: its one page of help, and its parser."""
+
+import argparse
+import os
+import re
+import sys
+from typing import Any, NoReturn
+
+from scx_enroll import __version__
+from scx_enroll.errors import UsageError
+
+MAX_WAIT_S = 24 * 3600  # for the lock; a run takes minutes
+VERBS = ("run", "status", "csr", "install", "submit", "ca-cert", "rollback", "hold", "release")
+
+HELP = """usage: scx-enroll [options] VERB [options]
+
+Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that it is served.
+
+  run              make this host match its configuration; with nothing to do, do nothing
+    --dry-run      say what would be done, and why
+    --now          wait for no poll interval, back-off or quiet files
+    --renew        ask for a new certificate at once
+    --adopt ID     take over the request with this ID, where its fate is doubtful
+    --wait SECONDS wait for another run to end
+    --unattended   for the timer: quiet, and status 0 while nothing needs a person
+  status           what is installed, served, pending and due
+    --json         print facts as JSON; also with run, install, rollback, submit, ca-cert
+  csr              print a certificate request for the agent's key
+  install FILE     verify a certificate brought by hand, and put it in service
+  submit FILE      get a certificate for another host's request; call it again while it waits
+    --output FILE  write certificate and chain there; also --now, --renew, --adopt ID
+  ca-cert          print the trust that the Management Servers need; --fetch asks the CA for it
+    --ca NAME      one CA alone; also with submit and --adopt
+  rollback         go back to what was installed before, prove it, and hold
+  hold [REASON]    change nothing until release
+  release          end a hold
+
+options:
+  --config FILE    instead of /etc/scx-enroll/scx-enroll.conf; conf.d is looked for beside it
+  --root DIR       take every path beneath DIR; nothing there is started or probed
+  --live           the agent beneath --root runs here: restart and probe it
+  --verbose        say why each step was taken, and what it waits for
+  --version, --help
+
+exit status: 0 done, 1 bug, 2 usage, 3 configuration, 4 agent, 5 CA unreachable, 6 CA refused, 7 pending,
+8 certificate refused, 9 rolled back, 10 rollback failed, 11 busy, 12 this host, 13 sign-in refused
+"""
+
+
+def say(stream: Any, text: str) -> None:
+    """Write and flush; where nobody can be told (the reader has gone, the log's disk is full), the work goes on all the same."""
+    try:
+        if stream is not None:
+            stream.write(text)
+            stream.flush()
+    except OSError:
+        from scx_enroll.rootfs import nowhere
+
+        fd = nowhere()
+        os.dup2(fd, stream.fileno())
+        os.close(fd)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, "see: scx-enroll --help")
+
+    def format_help(self) -> str:
+        return HELP
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        say(file or sys.stdout, message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; what is wrong there is a UsageError."""
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    common.add_argument("--config")
+    common.add_argument("--root")
+    common.add_argument("--live", action="store_true")
+    common.add_argument("--verbose", action="store_true")
+    top = _Parser(prog="scx-enroll", parents=[common], allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"scx-enroll {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+    made = {}
+    for verb in VERBS:
+        made[verb] = verbs.add_parser(verb, parents=[common], allow_abbrev=False)
+    for option in ("--dry-run", "--unattended"):
+        made["run"].add_argument(option, action="store_true")
+    for verb in ("run", "submit"):
+        made[verb].add_argument("--now", action="store_true")
+        made[verb].add_argument("--renew", action="store_true")
+        made[verb].add_argument("--adopt", type=_request_id, metavar="ID")
+    for verb in ("run", "submit", "ca-cert"):
+        made[verb].add_argument("--ca", metavar="NAME")
+    for verb in ("run", "install", "submit", "ca-cert", "rollback", "hold", "release"):
+        made[verb].add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS")
+    for verb in ("run", "status", "install", "submit", "ca-cert", "rollback"):
+        made[verb].add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+    for verb in ("install", "submit"):
+        made[verb].add_argument("file", metavar="FILE")
+    made["submit"].add_argument("--output", metavar="FILE")
+    made["ca-cert"].add_argument("--fetch", action="store_true")
+    made["hold"].add_argument("reason", nargs="?", default="", metavar="REASON")
+    return top
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= MAX_WAIT_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {MAX_WAIT_S}")
+    return value
+
+
+def _request_id(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,9}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a request ID, a number as the CA's operator sees it")
+    return int(text)

@@ -1,0 +1,123 @@
+"""The CA's part alone, on behalf of a host that can't run this program: a CSR made there in, its certificate and chain out.
+
+The same table decides as for this host's own certificate, over the same budget; what is remembered stands in a folder of
+its own for each CSR, so the same call goes on with a request that waits, prints a certificate that is held, and asks for
+a new one when its renewal is due.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Callable, Optional, Tuple
+
+from scx_enroll import journal as j
+from scx_enroll import observe, plan, request, service, verify
+from scx_enroll.acquire import Acquisition, Want
+from scx_enroll.activate import Site
+from scx_enroll.asking import CA as CA_TABLE
+from scx_enroll.case import Observed, Step, Wish
+from scx_enroll.config import CA, Config
+from scx_enroll.enroll import Options, Stopped, Tools, config_of, locked
+from scx_enroll.errors import EnrollError
+from scx_enroll.pace import Held
+from scx_enroll.records import Line
+from scx_enroll.request import Foreign
+from scx_enroll.rootfs import Root
+from scx_enroll.store import Generation
+
+MAX_STEPS = 16  # every CA failing over takes fewer
+WAITING = ("wait", "nothing")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How it stands with one CSR: the last step, and the certificate that is held, if one is valid."""
+
+    step: Step
+    spec: request.RequestSpec
+    journal: j.Journal
+    budget: j.Budget
+    generation: Optional[Generation] = None
+    failure: Optional[EnrollError] = None  # at a CA, and not made good since
+
+    @property
+    def status(self) -> int:
+        """The exit status: that of what is waited for, also where an earlier certificate is still valid."""
+        return self.step.status or (self.failure.exit_status if self.failure else 0)
+
+
+class Errand:
+    """One CSR on its way; `site.store` is the one of that CSR, entered and loaded."""
+
+    def __init__(self, site: Site, config: Config, line: Line, foreign: Foreign, wish: Wish) -> None:
+        self.site = site
+        self.config = config
+        self.foreign = foreign
+        self.wish = wish
+        self.acquisition = Acquisition(site, config, line)
+        self.policy = observe.policy_of(config, foreign.spec.fqdn)
+
+    def _judge(self, ca: CA, leaf: bytes, pool: Tuple[bytes, ...]) -> Tuple[verify.Mismatch, ...]:
+        """Judge as for this host's own, but for the proof of the key, which is elsewhere."""
+        foreign, root = self.foreign, self.site.root
+        return observe.judge(root, service.check_path, self.config, ca, foreign.spec, foreign.spki, leaf, pool, self.site.clock())
+
+    def _held(self) -> Tuple[Tuple[Held, Generation], ...]:
+        def judged(der: bytes, rest: Tuple[bytes, ...], server: str) -> Tuple[verify.Mismatch, ...]:
+            cas = [ca for ca in self.config.cas if ca.server == server] or self.config.cas
+            return min((self._judge(ca, der, rest) for ca in cas), key=len)
+
+        return tuple((observe.held_as(one, self.site.store.journal, judged), one) for one in self.site.store.generations())
+
+    def want(self) -> Want:
+        """Return what is asked of a CA."""
+        inputs = observe.inputs_of(self.config, self.foreign.spec, self.foreign.spki)
+        held = tuple(held for held, _ in self._held())
+        return Want(self.foreign.spec, self.foreign.spki, inputs, held, lambda: self.foreign.pem, self._judge)
+
+    def _decide(self, want: Want) -> Step:
+        share = observe.share_of(self.foreign.spec.fqdn)
+        seen = Observed(key=want.spki, held=want.held, live=False, inputs=want.inputs, share=share)
+        store = self.site.store
+        return plan.decide(seen, self.policy, store.journal, store.budget, self.site.clock(), self.wish, CA_TABLE)
+
+    def run(self, stopping: Callable[[], bool]) -> Ended:
+        """Act until nothing can be done now. Raises what goes wrong on this host."""
+        self.acquisition.records.forget_old_secrets()
+        for _ in range(MAX_STEPS):
+            want = self.want()
+            step = self._decide(want)
+            if step.action in WAITING:
+                return self._ended(step)
+            if stopping():
+                raise Stopped
+            self.wish = self.acquisition.carry_out(step, want, self.wish, lambda: self._decide(self.want()).action == "submit")
+        raise EnrollError(f"no end after {MAX_STEPS} steps")
+
+    def _ended(self, step: Step) -> Ended:
+        store = self.site.store
+        valid = [(held, one) for held, one in self._held() if not held.mismatches]
+        best = max(valid, key=lambda pair: (pair[0].not_before, pair[0].number), default=(None, None))[1]
+        return Ended(step, self.foreign.spec, store.journal, store.budget, best, self.acquisition.records.failure)
+
+    def serve(self, name: str) -> None:
+        """Turn to one CA alone, called so in the configuration. Raises UsageError."""
+        server = self.acquisition.server_of(name)
+        self.policy = replace(self.policy, cas=tuple(ca for ca in self.policy.cas if ca == server))
+
+    def adopt(self, request_id: int, name: str) -> None:
+        """Take a request ID from the operator. Raises as `Acquisition.adopt`."""
+        self.acquisition.adopt(request_id, self.acquisition.server_of(name), self.want())
+
+
+def submit(
+    root: Root, options: Options, tools: Tools, foreign: Foreign, ca: str, request_id: Optional[int] = None
+) -> Ended:
+    """Get the certificate for another host's request. `ca`: one CA alone; `request_id`: the operator knows it."""
+    with locked(root, options, tools) as site:
+        config = config_of(root, options)
+        site.store.begin_errand(foreign.digest[:16])
+        errand = Errand(site, config, tools.line, foreign, options.wish)
+        if request_id is not None:
+            errand.adopt(request_id, ca)
+        elif ca:
+            errand.serve(ca)
+        return errand.run(tools.stopping)

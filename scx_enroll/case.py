@@ -1,0 +1,125 @@
+"""What a decision rests on: what was observed, what was asked for, what is remembered, and the time; and a step, its result.
+
+Pure; times are whole seconds since the epoch, handed in.
+"""
+
+from dataclasses import dataclass
+from typing import Optional, Tuple, Union
+
+from scx_enroll.journal import RESTARTS_PER_DAY, RESTARTS_PER_HOUR, Backoff, Budget, Journal, Skip
+from scx_enroll.pace import Held, Policy, due, until_of
+
+RESTARTS_HINT = "it goes on by itself then; where nobody asked for so many, find out who changes or stops the agent"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one look at the host found."""
+
+    blocked: str = ""  # why the agent can't be worked on
+    blocked_hint: str = ""
+    busy: str = ""  # who changes packages now
+    changed_at: int = 0  # when somebody else changed the agent's files last, 0 for never
+    key: str = ""  # SHA-256 of the public key, "" where there is none
+    certificate: str = ""  # SHA-256 of the leaf at the name the agent reads
+    held: Tuple[Held, ...] = ()
+    stranger: Optional[Held] = None  # the leaf at that name, where it is valid and no generation
+    live: bool = True  # the agent of this root runs here
+    listening: bool = False
+    served: str = ""  # SHA-256 of the leaf
+    process: str = "running"  # "running" | "stopped" on purpose | "died"
+    inputs: str = ""  # hash of what a request is made from
+    trust_changed_at: int = 0  # when the configured roots changed last
+    share: int = 0  # this host's place in the spread, 0 .. SHARES - 1
+
+    @property
+    def running(self) -> bool:
+        """Whether the agent is meant to run here: a stopped one is left stopped."""
+        return self.live and (self.listening or self.process != "stopped")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the operator asked for on the command line."""
+
+    now: bool = False  # wait for no poll interval and no back-off
+    renew: bool = False  # a new certificate at once
+    hasty: bool = False  # wait for no quiet files
+    tried: Tuple[str, ...] = ()  # CAs that failed since: their back-offs count again
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do next, why, and until when nothing else would be decided without a change from outside."""
+
+    row: str
+    action: str
+    reason: str
+    until: Optional[int] = None
+    status: int = 0  # exit status of a run that ends with this step
+    hint: str = ""
+    generation: str = ""
+    ca: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that a decision rests on."""
+
+    seen: Observed
+    policy: Policy
+    journal: Journal
+    budget: Budget
+    now: int
+    wish: Wish
+
+    @property
+    def valid(self) -> Tuple[Held, ...]:
+        """Newest issue first; among equals the one obtained last."""
+        fit = [held for held in self.seen.held if not held.mismatches]
+        return tuple(sorted(fit, key=lambda held: (held.not_before, held.number, held.id), reverse=True))
+
+    def skip(self, held: Held) -> Optional[Skip]:
+        """Why this certificate is not installed now; `--now` ends it."""
+        for skip in self.journal.skipped:
+            if skip.generation == held.id and self.waits(skip) and not self.wish.now:
+                return skip
+        return None
+
+    def waits(self, failure: Union[Backoff, Skip]) -> bool:
+        """Whether a failure still keeps us from trying again."""
+        until = until_of(failure)
+        fresh = until is None or failure.at <= self.now < until  # one of the future was written by a wrong clock
+        return fresh and (failure.inputs == self.seen.inputs or bool(getattr(failure, "secret", "")))
+
+    @property
+    def best(self) -> Optional[Held]:
+        """The certificate that is to be in service."""
+        return next((held for held in self.valid if not self.skip(held)), None)
+
+    def backoff(self, ca: str) -> Optional[Backoff]:
+        """Why this CA is not asked now; `--now` ends a wait, `--renew` also what only other inputs would end."""
+        found = []
+        for backoff in (*self.journal.backoffs, *self.budget.refused):
+            wished = self.wish.renew or (self.wish.now and backoff.retry != "changed")
+            since = backoff.ca in self.wish.tried or (not backoff.ca and self.wish.tried)
+            if backoff.ca in (ca, "") and self.waits(backoff) and (since or not wished):
+                found.append(backoff)
+        return max(reversed(found), key=lambda backoff: backoff.at, default=None)  # the latest failure is the one to tell
+
+    def due(self, held: Held) -> int:
+        """When renewal of this certificate is due."""
+        return due(held, self.policy, self.seen.share)
+
+
+NEEDS = {1: "a restart", 2: "two: one to go and one to come back"}
+
+
+def within_restarts(case: Case, step: Step, needed: int) -> Step:
+    """Return the step, or the wait for the restarts that it may need."""
+    until = case.budget.restarts_until(needed)
+    if until <= case.now:
+        return step
+    spent = f"the restart budget ({RESTARTS_PER_HOUR} an hour, {RESTARTS_PER_DAY} a day) has no room for {NEEDS[needed]}"
+    reason = f"{step.reason}, but {spent}"
+    return Step(step.row, "wait", reason, until=until, status=4, hint=RESTARTS_HINT)
