@@ -169,7 +169,7 @@ def as_status(facts: Mapping[str, Any]) -> str:
         known = f"ID {request['id']}" if request["id"] is not None else "no ID known"
         how = "pending" if request["pending"] else request["state"]
         rows.append(["request", f"{how}, {known}, at {request['ca']}, since {when(request['since'])}"])
-    rows += [["CA", f"{ca['server']}: {ca['message']} ({when(ca['time'])})"] for ca in facts["cas"]]
+    rows += [["CA", f"{ca['server']}, {when(ca['time'])}: {ca['message']}"] for ca in facts["cas"]]
     rows += [["waiting", f"{w['ca'] or 'any CA'}: {w['message']}; until {when(w['until'])}"] for w in facts["waiting_for"]]
     if facts["hold"]:
         rows.append(["hold", facts["hold"]])
@@ -228,7 +228,7 @@ def errand_document(ended: Ended, name: str, now: int) -> Dict[str, Any]:
         "time": now,
         "exit_status": ended.status,
         "name": ended.spec.fqdn,
-        "reason": shown.message if shown else step.reason,
+        "reason": shown.message if shown else step.reason if step.status else f"a valid certificate for {ended.spec.fqdn} is held",
         "hint": hint.replace("scx-enroll run", f"scx-enroll submit {name}"),
         "until": step.until,
         "request": _request(ended.journal.request),

@@ -127,15 +127,14 @@ def load_csr(data: bytes, name: str) -> Foreign:
     blocks = _CSR.findall(data)
     try:
         der = base64.b64decode(b"".join(blocks[0][1].split()), validate=True) if blocks else data
-        if len(blocks) > 1:
-            raise ValueError("more than one")  # which of them is meant?
         csr: Any = x509.load_der_x509_csr(der)
-        if not csr.is_signature_valid:
-            raise ValueError("its signature is wrong")
+        sound = csr.is_signature_valid and len(blocks) < 2  # which of two is meant?
         spki, sans, common = spki_of(csr), _names_asked(csr), [str(a.value) for a in csr.subject if a.oid.dotted_string == "2.5.4.3"]
         made = csr.public_bytes(Encoding.PEM)
     except Exception as problem:
-        raise UsageError(f"{name} holds no certificate request that can be read: {problem}", hint) from problem
+        raise UsageError(f"{name} holds no certificate request that can be read", hint) from problem
+    if not sound:
+        raise UsageError(f"{name} holds more than one request, or its signature is wrong: it was damaged on its way", hint)
     fitting = [cn for cn in common if "." in cn] or common or list(sans)
     if not fitting:
         raise UsageError(f"{name} asks for no name", hint)
