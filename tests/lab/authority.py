@@ -534,7 +534,8 @@ class Authority:
 
     def _deny(self, row: Row, hresult: int, message: str) -> None:
         row.state, row.words, row.hresult, row.language = "denied", "policy", hresult, self.language
-        row.message = message or messages.text(hresult, row.language) or messages.words("unknown", row.language)
+        own = messages.text(hresult, row.language) if hresult else ""
+        row.message = message or own or messages.words("unknown", row.language)
 
     def _issue(self, row: Row) -> None:
         request = _load_csr(row.csr)

@@ -193,10 +193,16 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: Tuple[str, int], handler: Any) -> None:
         self.open: List[socket.socket] = []
+        self.lock = threading.Lock()
         super().__init__(address, handler)
 
+    def opened(self, connection: socket.socket) -> None:
+        """Remember a connection, so that `drop` finds it."""
+        with self.lock:
+            self.open = [*(item for item in self.open if item.fileno() >= 0), connection]
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        self.open = [*(item for item in self.open if item.fileno() >= 0), request]
+        self.opened(request)
         super().process_request(request, client_address)
 
     def drop(self) -> None:
@@ -219,12 +225,14 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 120
     disable_nagle_algorithm = True
     lab: LabCA
+    server: _Server
 
     def setup(self) -> None:
         # the handshake happens here, in the connection's own thread, so that a silent client blocks nobody
         self.request.settimeout(self.timeout)
         plain = self.request
         self.request = self.lab.context().wrap_socket(plain, server_side=True)
+        self.server.opened(self.request)
         super().setup()
 
     def finish(self) -> None:
