@@ -1101,6 +1101,19 @@ def test_pages_come_in_the_encoding_that_they_name(ca, web, charset):
     assert (b"?" in post(ca, web).content) == (charset not in ("utf-8", "utf-16"))
 
 
+def test_pages_can_be_twisted_by_the_test(ca, web):
+    """What no switch can do to a page: its bytes are handed over, and what comes back is sent."""
+    seen = []
+    ca.twist = lambda method, body: seen.append((method, body[:2])) or b"twisted"
+    try:
+        assert post(ca, web).content == b"twisted"
+        assert get(ca, web, "certcarc.asp").content == b"twisted"
+        assert "BEGIN" in poll(ca, web, newest(ca).id)
+    finally:
+        ca.twist = None
+    assert seen == [("post", b"<!"), ("get", b"<!")]
+
+
 # the old client library's misreadings
 
 

@@ -15,7 +15,7 @@ import ssl
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple
@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 from . import foreign, webcerts
 from .authority import ANONYMOUS, NO_SUCH_REQUEST, Authority, pkcs7, to_pem
 from .pages import Pages, readable
-from .wire import Dropped, Reply, concerns, hang_up, prepare, write
+from .wire import Dropped, Reply, concerns, encoded, hang_up, prepare, write
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -55,8 +55,9 @@ class LabCA:
     """An `Authority` behind HTTPS on 127.0.0.1, in a thread of this process.
 
     `directory` gets server-trust.pem (the root of the HTTPS certificate, unrelated to the CA) and issuer-trust.pem (the CA's
-    roots). `server` is "localhost:PORT". `authority.posts` counts the submissions that were let in, `count_post` all POSTs. Further
-    keyword arguments go to `Authority`.
+    roots). `server` is "localhost:PORT". `authority.posts` counts the submissions that were let in, `count_post` all POSTs.
+    `on_request` is called before each request; `twist` gets "get" or "post" and each page's bytes, and returns what is sent instead.
+    Further keyword arguments go to `Authority`.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class LabCA:
         self.bad_passwords = 0
         self.log: List[Seen] = []
         self.on_request: Optional[Callable[[], None]] = None
+        self.twist: Optional[Callable[[str, bytes], bytes]] = None
         self._lock = threading.RLock()
         self._port = port
         self._httpd: Optional[_Server] = None
@@ -440,6 +442,8 @@ class _Handler(BaseHTTPRequestHandler):
         lab = self.lab
         if lost in ("after", "reset"):
             raise Dropped(reset=lost == "reset")
+        if lab.twist and isinstance(reply.body, str):
+            reply = replace(reply, body=lab.twist(method, encoded(reply.body, lab.switches)))
         more = [("Server", self.server_version), ("Date", self.date_time_string())]
         fate = prepare(reply, lab.switches, method, lost, http.HTTPStatus(reply.status).phrase, more)
         lab.record(self._seen(reply.status, authenticated=authenticated))
