@@ -39,9 +39,12 @@ OFFERS: Mapping[str, Tuple[str, ...]] = {"negotiate": ("Negotiate", "NTLM"), "ep
 PROXY_OFFER = ("Proxy-Authenticate", 'Basic realm="proxy.example"')
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
-    """One request as the server saw it, without secrets; `status` is 0 where the connection was dropped without an answer."""
+    """One request as the server saw it, without secrets; in the log from its arrival on.
+
+    `status` is 0 until it is answered, and where the connection was dropped without an answer.
+    """
 
     method: str
     path: str  # as sent, with the query
@@ -228,6 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     lab: LabCA
     server: _Server
+    seen: Seen
 
     def setup(self) -> None:
         # the handshake happens here, in the connection's own thread, so that a silent client blocks nobody
@@ -261,6 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if length > MAX_FORM_BYTES:
             self.close_connection = True
+            self._arrived()
             self.rfile.read(min(length, MAX_DRAINED_BYTES))  # else the close may overtake the answer, as a reset
             status = self.lab.switches.oversize
             self._send("post", Reply(int(status), self._iis(status)), authenticated=False)
@@ -269,6 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, method: str, body: bytes) -> None:
         lab = self.lab
+        self._arrived()
         if lab.on_request:
             lab.on_request()
         switches = lab.switches
@@ -287,6 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
                 headers = tuple(("WWW-Authenticate", offer) for offer in offers)
                 self._send(method, Reply(401, self._iis("401"), headers=headers), authenticated=False)
                 return
+            self.seen.authenticated = True
             lost = self._lost(method, form)
             if lost == "before":
                 if method == "post":
@@ -299,7 +306,6 @@ class _Handler(BaseHTTPRequestHandler):
                 reply = self._scripted(switches.answer)
             self._send(method, reply, authenticated=True, lost=lost)
         except Dropped as dropped:
-            lab.record(self._seen(0, authenticated=bool(self.headers.get("Authorization"))))
             self._hang_up(reset=dropped.reset)
 
     def _lost(self, method: str, form: Mapping[str, str]) -> str:
@@ -446,7 +452,7 @@ class _Handler(BaseHTTPRequestHandler):
             reply = replace(reply, body=lab.twist(method, encoded(reply.body, lab.switches)))
         more = [("Server", self.server_version), ("Date", self.date_time_string())]
         fate = prepare(reply, lab.switches, method, lost, http.HTTPStatus(reply.status).phrase, more)
-        lab.record(self._seen(reply.status, authenticated=authenticated))
+        self.seen.status, self.seen.authenticated = reply.status, authenticated
         write(self.wfile, fate)
         if fate.ends:
             self._hang_up(reset=False)
@@ -456,9 +462,10 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             hang_up(self.request, reset=reset)
 
-    def _seen(self, status: int, *, authenticated: bool) -> Seen:
+    def _arrived(self) -> None:
         scheme = self.headers.get("Authorization", "").partition(" ")[0]
-        return Seen(self.command, self.path, authenticated, status, self.headers.get("User-Agent", ""), scheme)
+        self.seen = Seen(self.command, self.path, False, 0, self.headers.get("User-Agent", ""), scheme)
+        self.lab.record(self.seen)
 
 
 def _number(text: str) -> int:
