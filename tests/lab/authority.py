@@ -1,6 +1,6 @@
 """A certification authority in memory, with AD CS's habits and a list of ways to misbehave.
 
-It issues real certificates with EC keys, keeps a table of requests, and knows no HTTP: `ca` puts the web pages before it.
+It issues real certificates with EC keys, keeps a table of requests, and knows no HTTP: `server` puts the web pages before it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,20 @@ import itertools
 import os
 import threading
 import time
-from dataclasses import dataclass, field, fields
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+from . import messages
+from .switches import FAULTS, Switches
+
+__all__ = [
+    "DAY", "WRONG", "YEAR", "Authority", "Generation", "Row", "Switches", "Template", "make_ca", "moment", "pkcs7", "to_der", "to_pem",
+]  # fmt: skip
 
 DAY = 86400.0
 YEAR = 365 * DAY
@@ -24,111 +31,37 @@ YEAR = 365 * DAY
 NO_SUCH_REQUEST = 0x80094004  # CERTSRV_E_PROPERTY_EMPTY, what an unknown or deleted id gets
 DENIED_BY_MANAGER = 0x80094014  # CERTSRV_E_ADMIN_DENIED_REQUEST
 UNSUPPORTED_TEMPLATE = 0x80094800  # CERTSRV_E_UNSUPPORTED_CERT_TYPE
+NO_REQUEST_RIGHT = 0x80094011  # CERTSRV_E_ENROLL_DENIED
 NO_ENROLL_RIGHT = 0x80094012  # CERTSRV_E_TEMPLATE_DENIED
-RPC_UNAVAILABLE = 0x800706BA  # RPC_S_SERVER_UNAVAILABLE, CertSvc stopped
+SIGNATURES_MISSING = 0x80094809  # CERTSRV_E_SIGNATURE_COUNT
+KEY_TOO_SHORT = 0x80094811  # CERTSRV_E_KEY_LENGTH
 NOT_PARSED = 0x8009310B  # CRYPT_E_ASN1_BADTAG
 CA_EXPIRED = 0x800B0101  # CERT_E_EXPIRED
+ATTRIBUTES = {"upn": 0x8009480D, "guid": 0x8009480E, "dns": 0x8009480F, "mail": 0x80094812}  # what an account may lack
 
-MESSAGES: Mapping[int, str] = {
-    NO_SUCH_REQUEST: "The requested property value is empty.",
-    DENIED_BY_MANAGER: "The request was denied by a certificate manager or CA administrator.",
-    UNSUPPORTED_TEMPLATE: "The requested certificate template is not supported by this CA.",
-    NO_ENROLL_RIGHT: "The permissions on the certificate template do not allow the current user to enroll for this type of "
-    "certificate.",
-    RPC_UNAVAILABLE: "The RPC server is unavailable.",
-    NOT_PARSED: "ASN1 bad tag value met.",
-    CA_EXPIRED: "A required certificate is not within its validity period when verifying against the current system clock.",
-}
+ANONYMOUS = "NT AUTHORITY\\IUSR"  # whoever comes where IIS asks nobody
+MANAGER = "LAB\\manager"
 
-WRONG = (
-    "",
-    "key",  # another public key than the CSR's
-    "name",  # CN and SAN of another host
-    "san",  # no SAN at all
-    "cn",  # no CN
-    "eku",  # clientAuth instead of serverAuth
-    "ca",  # CA:TRUE
-    "expired",
-    "future",
-    "short",  # ends ten minutes from now
-    "issuer",  # signed by an unrelated CA with another name
-    "same-name-issuer",  # signed by an unrelated CA that has this CA's name
-)
-
-
-@dataclass
-class Switches:
-    """How the CA behaves; plain attributes, set at any time, in force from the next request on.
-
-    Those of the first group act in `Authority`, the others only over HTTP (`ca`). Choices are given beside each; "" is off.
-    """
-
-    mode: str = "issue"  # issue | pending | deny
-    deny_hresult: Optional[int] = NO_ENROLL_RIGHT
-    deny_message: str = ""  # in place of the HRESULT's own text
-    wrong: str = ""  # one of WRONG
-    names_from_ad: str = ""  # "Build from AD": this name, whatever the CSR says
-
-    deny_page: str = "full"  # full | no-code | no-id | bare (locDenied alone) | echo (certnew.cer?ReqID=7& in the reason)
-    unavailable: str = ""  # post | get | all: CertSvc stopped, the 800706ba page
-    answer: str = ""  # an HTTP status (401 403 404 413 500 502 503 504 301 302 303 307 308), login, empty, nul, bad-utf8, huge
-    answer_on: str = "all"  # all | post | get
-    answer_times: int = -1  # how many times, then as usual; -1: always
-    answer_after: bool = False  # a POST is stored before it is answered like that
-    slow: float = 0.0  # seconds before the reply, the work being done
-    slow_on: str = "all"  # all | post | get
-    lost: str = ""  # of a POST's reply: before | after | truncated | truncated-quiet | trickle; "after" and later ones are stored
-    lost_times: int = -1
-    truncate_at: int = -1  # bytes of the page that still arrive; -1: half
-    cer_fails: int = 0  # so many GETs of certnew.cer fail first
-    cer_fails_as: str = "500"  # 500 | html | drop
-    language: str = "en"  # en | de | fr | zh
-    id_quote: str = ""  # the quote around element IDs: nothing, ' or "
-    lower_case: bool = False  # <p id=...> instead of <P ID=...>
-    sniff: bool = True  # the page for browsers to Mozilla; off: the other page to everyone
-    charset: bool = False  # charset=UTF-8 in the Content-Type header
-    auth: str = "basic"  # basic | negotiate (no Basic offered) | anonymous
-    https: str = ""  # unknown-ca | wrong-name | expired
-    date_offset: float = 0.0  # seconds by which the Date header is ahead
-    certcarc: str = ""  # missing: a page without nRenewals
-    bag: str = "sorted"  # sorted (as DER's SET OF) | ordered (leaf first) | reversed | shuffled (these are BER) | leaf | empty
-    bag_extra: bool = False  # an unrelated CA's certificate in each bag too
-    cer_as: str = "pem"  # the body for Enc=b64: pem | bare (base64 without armour) | der
-
-    def update(self, values: Mapping[str, Any]) -> None:
-        """Set several switches by name.
-
-        Raises KeyError for a name that is no switch, TypeError for a value of another kind than the present one.
-        """
-        known = {item.name for item in fields(self)}
-        for name, value in values.items():
-            if name not in known:
-                raise KeyError(name)
-            now = getattr(self, name)
-            if name != "deny_hresult" and not isinstance(value, (int, float) if isinstance(now, float) else type(now)):
-                message = f"{name}: {value!r}"
-                raise TypeError(message)
-            setattr(self, name, value)
-
-    def reset(self) -> None:
-        """Put every switch back to its default."""
-        fresh = Switches()
-        for item in fields(self):
-            setattr(self, item.name, getattr(fresh, item.name))
-
-    def values(self) -> Dict[str, Any]:
-        """Return every switch as a mapping fit for JSON."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+WRONG = tuple(FAULTS)
 
 
 @dataclass
 class Template:
-    """A template as published on the CA; `name` is its cn."""
+    """A template as published on the CA; `name` is its cn.
+
+    `names` is "request" (supplied in the request) or "directory" (those of the account that asks, plus its SID); `enroll` tells
+    whether the account has the right to; `directory_attribute` is one of `ATTRIBUTES` that the account lacks and the template wants.
+    """
 
     name: str
     published: bool = True
     needs_approval: bool = False
     lifetime: Optional[float] = None  # seconds; None: the CA's
+    names: str = "request"
+    enroll: bool = True
+    minimum_rsa_bits: int = 0
+    agent_signatures: int = 0
+    directory_attribute: str = ""
 
 
 @dataclass
@@ -143,7 +76,9 @@ class Row:
     requester: str
     at: float
     hresult: int = 0
-    message: str = ""
+    words: str = "taken"  # which disposition message, as `messages.words` knows them
+    message: str = ""  # the text beside the HRESULT
+    language: str = "en"  # the CA's when it decided
     certificate: Optional[bytes] = None  # DER
     generation: int = 0  # index of the CA certificate it was issued under
 
@@ -156,7 +91,7 @@ class Generation:
     key_index: int
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
-    root: x509.Certificate
+    above: Tuple[x509.Certificate, ...]  # up to the root; none where it is the root itself
 
     @property
     def der(self) -> bytes:
@@ -168,6 +103,7 @@ class Generation:
 class _Anchor:
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
+    key_index: int = 0
     cross: List[x509.Certificate] = field(default_factory=list)
 
 
@@ -249,6 +185,15 @@ def _template_extension() -> x509.UnrecognizedExtension:
     return x509.UnrecognizedExtension(ObjectIdentifier("1.3.6.1.4.1.311.21.7"), value)
 
 
+def _security_identifier(account: str) -> x509.UnrecognizedExtension:
+    """Return the extension of KB5014754, a name of the account's SID; the SID is made up from the account's name."""
+    relative = 1000 + int.from_bytes(account.lower().encode(), "big") % 100_000
+    sid = f"S-1-5-21-1004336348-1177238915-682003330-{relative}".encode()
+    oid = bytes.fromhex("060a2b060104018237190201")  # 1.3.6.1.4.1.311.25.2.1
+    value = tlv(0x30, tlv(0xA0, oid, tlv(0xA0, tlv(0x04, sid))))
+    return x509.UnrecognizedExtension(ObjectIdentifier("1.3.6.1.4.1.311.25.2"), value)
+
+
 def _application_policies() -> x509.UnrecognizedExtension:
     server_auth = bytes.fromhex("06082b06010505070301")
     return x509.UnrecognizedExtension(ObjectIdentifier("1.3.6.1.4.1.311.21.10"), tlv(0x30, tlv(0x30, server_auth)))
@@ -263,8 +208,9 @@ def make_ca(
     issuer_key: Optional[ec.EllipticCurvePrivateKey] = None,
     version: Tuple[int, int] = (0, 0),
     path_length: Optional[int] = None,
+    identifiers: bool = True,
 ) -> x509.Certificate:
-    """Return a CA certificate that strict path validation accepts; self-signed without an issuer."""
+    """Return a CA certificate that strict path validation accepts, with `identifiers` (SKI, AKI); self-signed without an issuer."""
     subject = _common_name(name)
     signer = issuer_key or key
     builder = (
@@ -277,10 +223,11 @@ def make_ca(
         .not_valid_after(moment(end))
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_usage(ca=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(_ca_version(*version), critical=False)
     )
-    if issuer:
+    if identifiers:
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    if issuer and identifiers:
         builder = builder.add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
         )
@@ -302,11 +249,12 @@ def _usage(*, ca: bool, encipherment: bool = False) -> x509.KeyUsage:
 
 
 class Authority:
-    """A root, an issuing CA below it, its templates and its request table.
+    """A root, CAs below it, the last of which issues; its templates and its request table.
 
     `clock` gives the CA's time in seconds since the epoch and may be replaced at any time. `lifetime` of leaves is a number of
     seconds or a timedelta. NotBefore is ten minutes back and NotAfter never beyond the CA's own certificate, as on AD CS
-    (facts 7). Request ids are sequential and consumed by denials too (facts 2.1). Safe for use from several threads.
+    (facts 7). Request ids are sequential and consumed by denials too (facts 2.1). `request_right` tells whether accounts may
+    request from this CA at all; `domain` is where accounts live. Safe for use from several threads.
     """
 
     def __init__(
@@ -319,63 +267,132 @@ class Authority:
         ca_lifetime: float = 5 * YEAR,
         root_lifetime: float = 20 * YEAR,
         tiers: int = 2,
+        aki: bool = True,
         switches: Optional[Switches] = None,
     ) -> None:
-        """Make the keys and certificates: one root, and with `tiers=2` an issuing CA signed by it."""
+        """Make the keys and certificates of 1 to 3 `tiers`: a root, a policy CA, the issuing CA; without `aki` no SKI or AKI."""
+        if tiers not in (1, 2, 3):
+            raise ValueError(f"tiers: {tiers} is none of 1, 2, 3")
         self.name = name
         self.clock = clock
         self.lifetime: Union[float, dt.timedelta] = lifetime
         self.ca_lifetime = ca_lifetime
         self.root_lifetime = root_lifetime
         self.tiers = tiers
+        self.aki = aki
+        self.request_right = True
+        self.domain = "lab.test"
         self.switches = switches or Switches()
         self.templates: Dict[str, Template] = {"SCXAgent": Template("SCXAgent")}
         self.crl_urls: List[str] = ["ldap:///CN=Lab,CN=CDP,DC=lab,DC=test", "http://pki.lab.test/LabCA{suffix}.crl"]
         self.aia_urls: List[str] = ["ldap:///CN=Lab,CN=AIA,DC=lab,DC=test", "http://pki.lab.test/LabCA{suffix}.crt"]
         self.posts = 0
+        self._lock = threading.RLock()
+        self._stranger: Dict[str, Generation] = {}
+        self._install(first_id)
+
+    def _install(self, first_id: int) -> None:
         self.rows: Dict[int, Row] = {}
         self._ids = itertools.count(first_id)
-        self._lock = threading.RLock()
         self._roots: List[_Anchor] = []
+        self._policies: List[_Anchor] = []
         self.generations: List[Generation] = []
-        self._stranger: Dict[str, Generation] = {}
         self.renew_root()
+
+    def rebuild(self) -> None:
+        """Install the CA anew under the same name: new keys, no requests, ids from 1 again. `posts` goes on counting."""
+        with self._lock:
+            self._install(1)
 
     # the CA's own certificates
 
-    def renew_root(self) -> None:
-        """Make a root with a new key; from the second on, cross certificates old/new as well, and renew the CA below it."""
+    def renew_root(self, *, new_key: bool = True) -> None:
+        """Renew the root, by default with a new key and cross certificates old/new, and then all below it."""
+        with self._lock:
+            anchor = self._root(new_key=new_key)
+            self._roots.append(anchor)
+            if self.tiers == 1:
+                self._append(anchor.key, anchor.certificate, (), new_key=new_key)
+                return
+            if self.tiers == 3:
+                self._policies.append(self._policy(anchor))
+            self.renew(new_key=True)
+
+    def _root(self, *, new_key: bool) -> _Anchor:
         now = self.clock()
-        key = _new_key()
-        name = self.name + " Root" if self.tiers > 1 else self.name
+        old = self._roots[-1] if self._roots else None
         index = len(self._roots)
-        certificate = make_ca(name, key, now - YEAR, now + self.root_lifetime, version=(index, index))
-        anchor = _Anchor(key, certificate)
-        if self._roots:
-            old = self._roots[-1]
+        key_index = old.key_index if old and not new_key else index
+        key = old.key if old and not new_key else _new_key()
+        name = self.name + " Root" if self.tiers > 1 else self.name
+        lifetime = self.root_lifetime if self.tiers > 1 else min(self.root_lifetime, self.ca_lifetime)
+        version = (index, key_index)
+        certificate = make_ca(name, key, now - YEAR, now + lifetime, version=version, identifiers=self.aki)
+        cross = []
+        if old and new_key:
             end = min(not_after(old.certificate), not_after(certificate))
-            anchor.cross = [
-                make_ca(name, key, now - DAY, end, old.certificate, old.key, version=(index, index)),
-                make_ca(name, old.key, now - DAY, end, certificate, key, version=(index, index)),
+            cross = [
+                make_ca(name, key, now - DAY, end, old.certificate, old.key, version=version, identifiers=self.aki),
+                make_ca(name, old.key, now - DAY, end, certificate, key, version=version, identifiers=self.aki),
             ]
-        self._roots.append(anchor)
-        self.renew(new_key=True)
+        return _Anchor(key, certificate, key_index, cross)
+
+    def _policy(self, root: _Anchor) -> _Anchor:
+        now = self.clock()
+        index = len(self._policies)
+        key = _new_key()
+        end = min(now + self.root_lifetime / 2, not_after(root.certificate))
+        certificate = make_ca(
+            self.name + " Policy", key, now - YEAR * 3 / 4, end, root.certificate, root.key,
+            version=(index, index), path_length=1, identifiers=self.aki,
+        )  # fmt: skip
+        return _Anchor(key, certificate, index)
 
     def renew(self, *, new_key: bool = False) -> None:
-        """Renew the CA's certificate: its index grows by one; a new key sets the key index to it (facts 10)."""
-        now = self.clock()
-        index = len(self.generations)
-        anchor = self._roots[-1]
-        if self.tiers == 1:
-            key, key_index, certificate = anchor.key, index, anchor.certificate
-        else:
-            last = self.generations[-1] if self.generations and not new_key else None
-            key, key_index = (last.key, last.key_index) if last else (_new_key(), index)
-            end = min(now + self.ca_lifetime, not_after(anchor.certificate))
-            certificate = make_ca(
-                self.name, key, now - YEAR / 2, end, anchor.certificate, anchor.key, version=(index, key_index), path_length=0
-            )
-        self.generations.append(Generation(index, key_index, key, certificate, anchor.certificate))
+        """Renew the issuing CA's certificate: its index grows by one; a new key sets the key index to it (facts 10)."""
+        with self._lock:
+            if self.tiers == 1:
+                self.renew_root(new_key=new_key)
+                return
+            now = self.clock()
+            key = _new_key() if new_key or not self.generations else self.newest.key
+            self._append(key, *self._issuing(key, now - YEAR / 2, now + self.ca_lifetime, new_key=new_key), new_key=new_key)
+
+    def expire(self) -> None:
+        """Let the issuing CA's newest certificate be one that ended yesterday, with key and index as before."""
+        with self._lock:
+            newest, now = self.newest, self.clock()
+            if self.tiers == 1:
+                version = (newest.index, newest.key_index)
+                certificate = make_ca(
+                    self.name, newest.key, now - YEAR, now - DAY, version=version, identifiers=self.aki
+                )
+                self._roots[-1].certificate = newest.certificate = certificate
+                return
+            self.generations.pop()
+            key_kept = bool(self.generations) and newest.key_index != newest.index
+            certificate, above = self._issuing(newest.key, now - YEAR / 2, now - DAY, new_key=not key_kept)
+            self._append(newest.key, certificate, above, new_key=not key_kept)
+
+    def _issuing(
+        self, key: ec.EllipticCurvePrivateKey, start: float, end: float, *, new_key: bool
+    ) -> Tuple[x509.Certificate, Tuple[x509.Certificate, ...]]:
+        superior = self._policies[-1] if self._policies else self._roots[-1]
+        certificate = make_ca(
+            self.name, key, start, min(end, not_after(superior.certificate)), superior.certificate, superior.key,
+            version=(len(self.generations), self._key_index(new_key=new_key)), path_length=0, identifiers=self.aki,
+        )  # fmt: skip
+        root = self._roots[-1].certificate
+        return certificate, (superior.certificate, root) if self._policies else (root,)
+
+    def _key_index(self, *, new_key: bool) -> int:
+        return len(self.generations) if new_key or not self.generations else self.newest.key_index
+
+    def _append(
+        self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate, above: Tuple[x509.Certificate, ...], *, new_key: bool
+    ) -> None:
+        key_index = self._key_index(new_key=new_key)
+        self.generations.append(Generation(len(self.generations), key_index, key, certificate, above))
 
     @property
     def newest(self) -> Generation:
@@ -395,9 +412,7 @@ class Authority:
         if index < -1:
             raise IndexError(index)
         generation = self.generations[index]
-        found = [generation.der]
-        if self.tiers > 1:
-            found.append(to_der(generation.root))
+        found = [generation.der, *map(to_der, generation.above)]
         found.extend(to_der(cross) for anchor in self._roots for cross in anchor.cross)
         return tuple(found)
 
@@ -411,7 +426,7 @@ class Authority:
                 root_key, key = _new_key(), _new_key()
                 root = make_ca(name + " Root", root_key, now - YEAR, now + 10 * YEAR)
                 certificate = make_ca(name, key, now - YEAR, now + 9 * YEAR, root, root_key)
-                self._stranger[kind] = Generation(0, 0, key, certificate, root)
+                self._stranger[kind] = Generation(0, 0, key, certificate, (root,))
             return self._stranger[kind]
 
     # the request table
@@ -430,25 +445,53 @@ class Authority:
     def submit(
         self, csr: bytes, template: str, requester: str = "LAB\\host1$", attributes: Optional[Mapping[str, str]] = None
     ) -> Row:
-        """Take a request (PEM) and return its row, already issued, pending or denied as templates and switches say."""
+        """Take a request (PEM) and return its row, already issued, pending, denied or failed as templates and switches say."""
         with self._lock:
             self.posts += 1
             row = Row(next(self._ids), "pending", csr, template, dict(attributes or {}), requester, self.clock())
+            row.language = self.language
             self.rows[row.id] = row
+            hresult = self._judge(row)
             known = self.templates.get(template)
-            if self.switches.mode == "deny":
+            if self.switches.mode in ("deny", "fail"):
                 self._deny(row, self.switches.deny_hresult or 0, self.switches.deny_message)
-            elif _load_csr(csr) is None:
-                self._deny(row, NOT_PARSED, "Error Parsing Request  ")
-            elif known is None or not known.published:
-                self._deny(row, UNSUPPORTED_TEMPLATE, f"{MESSAGES[UNSUPPORTED_TEMPLATE]}: {template}.")
-            elif self.clock() >= not_after(self.newest.certificate):
-                self._deny(row, CA_EXPIRED, "")
-            elif self.switches.mode == "pending" or known.needs_approval:
-                row.message = "Taken Under Submission"
+                if self.switches.mode == "fail":
+                    row.state, row.words = "failed", "constructing"
+            elif hresult:
+                detail = f"{messages.text(hresult, row.language)}: {template}." if hresult == UNSUPPORTED_TEMPLATE else ""
+                self._deny(row, hresult, detail)
+                if hresult == NOT_PARSED:
+                    row.words = "parsing"
+            elif self.switches.mode == "pending" or (known and known.needs_approval):
+                row.words = "taken"
             else:
                 self._issue(row)
             return row
+
+    @property
+    def language(self) -> str:
+        """The language of disposition messages and HRESULT texts."""
+        return self.switches.ca_language or self.switches.language
+
+    def _judge(self, row: Row) -> int:
+        """Return the HRESULT with which policy denies a request, 0 for none."""
+        request, template = _load_csr(row.csr), self.templates.get(row.template)
+        if request is None:
+            return NOT_PARSED
+        if not self.request_right:
+            return NO_REQUEST_RIGHT
+        if template is None or not template.published:
+            return UNSUPPORTED_TEMPLATE
+        if not template.enroll or row.requester == ANONYMOUS:
+            return NO_ENROLL_RIGHT
+        key = request.public_key()
+        if isinstance(key, rsa.RSAPublicKey) and key.key_size < template.minimum_rsa_bits:
+            return KEY_TOO_SHORT
+        if template.agent_signatures:
+            return SIGNATURES_MISSING
+        if template.directory_attribute:
+            return ATTRIBUTES[template.directory_attribute]
+        return CA_EXPIRED if self.clock() >= not_after(self.newest.certificate) else 0
 
     def approve(self, request_id: int) -> Row:
         """Issue a pending or denied request, as a certificate manager may (MS-CSRA 3.1.4.1.3). KeyError: no such row."""
@@ -459,10 +502,11 @@ class Authority:
             return row
 
     def deny(self, request_id: int, hresult: int = DENIED_BY_MANAGER) -> Row:
-        """Deny a pending request. KeyError: no such row."""
+        """Deny a pending request, as a certificate manager. KeyError: no such row."""
         with self._lock:
             row = self.rows[request_id]
             self._deny(row, hresult, "")
+            row.words = "manager"
             return row
 
     def delete(self, request_id: int) -> None:
@@ -474,7 +518,7 @@ class Authority:
         """Mark an issued certificate as revoked. KeyError: no such row."""
         with self._lock:
             row = self.rows[request_id]
-            row.state, row.message = "revoked", "Revoked"
+            row.state, row.words, row.language = "revoked", "revoked", self.language
             return row
 
     def issue(self, csr: bytes, template: str = "SCXAgent", *, wrong: str = "") -> bytes:
@@ -486,20 +530,24 @@ class Authority:
         if request is None:
             message = "not a certificate request"
             raise ValueError(message)
-        return self._leaf(request, self.templates.get(template), wrong)
+        return self._leaf(request, self.templates.get(template), wrong, "LAB\\host1$")
 
     def _deny(self, row: Row, hresult: int, message: str) -> None:
-        row.state, row.hresult = "denied", hresult
-        row.message = message or MESSAGES.get(hresult, "The request was denied.")
+        row.state, row.words, row.hresult, row.language = "denied", "policy", hresult, self.language
+        own = messages.text(hresult, row.language) if hresult else ""
+        row.message = message or own or messages.words("unknown", row.language)
 
     def _issue(self, row: Row) -> None:
         request = _load_csr(row.csr)
         if request is None:
             return
-        row.certificate = self._leaf(request, self.templates.get(row.template), self.switches.wrong)
-        row.state, row.hresult, row.message, row.generation = "issued", 0, "Issued", self.newest.index
+        row.certificate = self._leaf(request, self.templates.get(row.template), self.switches.wrong, row.requester)
+        row.state, row.hresult, row.words, row.language = "issued", 0, "issued", self.language
+        row.generation = self.newest.index
 
-    def _leaf(self, request: x509.CertificateSigningRequest, template: Optional[Template], wrong: str) -> bytes:
+    def _leaf(
+        self, request: x509.CertificateSigningRequest, template: Optional[Template], wrong: str, requester: str
+    ) -> bytes:
         if wrong not in WRONG:
             raise ValueError(wrong)
         now = self.clock()
@@ -513,17 +561,21 @@ class Authority:
             "short": (start, now + 600),
         }.get(wrong, (start, end))
         end = min(end, not_after(signer.certificate))
-        subject, names = self._names(request, wrong)
+        from_directory = template is not None and template.names == "directory"
+        subject, names = self._account_names(requester) if from_directory else self._names(request, wrong)
         key = _new_key().public_key() if wrong == "key" else request.public_key()
         encipherment = not isinstance(key, ec.EllipticCurvePublicKey)
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH if wrong == "eku" else ExtendedKeyUsageOID.SERVER_AUTH]
         extensions: List[Tuple[x509.ExtensionType, bool]] = [
             (_usage(ca=wrong == "ca", encipherment=encipherment), True),
             (x509.ExtendedKeyUsage(usages), False),
-            (x509.SubjectKeyIdentifier.from_public_key(key), False),
-            (x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.key.public_key()), False),
             (_template_extension(), False),
         ]
+        if self.aki:
+            extensions.append((x509.SubjectKeyIdentifier.from_public_key(key), False))
+            extensions.append((x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.key.public_key()), False))
+        if from_directory:
+            extensions.append((_security_identifier(requester), False))
         if wrong != "eku":
             extensions.append((_application_policies(), False))
         if wrong == "ca":
@@ -564,6 +616,16 @@ class Authority:
             return subject, request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except x509.ExtensionNotFound:
             return subject, None
+
+    def _account_names(self, account: str) -> Tuple[x509.Name, x509.SubjectAlternativeName]:
+        """Return what the directory holds of an account: a host's DNS name, a user's UPN."""
+        name = account.rpartition("\\")[2]
+        host = name.rstrip("$").lower() + "." + self.domain
+        if name.endswith("$"):
+            subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+            return subject, x509.SubjectAlternativeName([x509.DNSName(host)])
+        upn = x509.OtherName(ObjectIdentifier("1.3.6.1.4.1.311.20.2.3"), tlv(0x0C, f"{name}@{self.domain}".encode()))
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), x509.SubjectAlternativeName([upn])
 
     def _addresses(self, signer: Generation) -> List[x509.ExtensionType]:
         suffix = f"({signer.key_index})" if signer.key_index else ""
