@@ -2,54 +2,20 @@
 
 import base64
 import logging
-import os
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from scx_enroll import ca, config, pages, request, signin, verify, web
+from scx_enroll import ca, pages, verify, web
 from scx_enroll.errors import ConfigError, HostError
-from scx_enroll.rootfs import Root
 
-from .lab.ca import LabCA
+from .peers import CSR, FQDN, Site, clean
 
-FQDN = "host1.example.com"
-CSR = request.build_csr(request.RequestSpec(FQDN), ec.generate_private_key(ec.SECP256R1()))
-LIMITS = ca.Limits(connect_s=5, silence_s=1, total_s=3)
 CONFIGURATION_WORDS = {"network", "server", "signin", "signin-password", "trust"}
-
-
-class Site:
-    """A lab CA, a tree with the configuration's files, and what `on_id` was told."""
-
-    def __init__(self, tmp_path, **options):
-        self.lab = LabCA(tmp_path / "lab", **options)
-        self.switches, self.authority = self.lab.switches, self.lab.authority
-        self.root = Root(str(tmp_path))
-        (tmp_path / "password").write_text(self.lab.password + "\n")
-        (tmp_path / "password").chmod(0o600)
-        self.ids = []
-
-    def conversation(self, **changes):
-        settings = dict(
-            server=self.lab.server, template="SCXAgent", auth="basic", user=self.lab.user, password_file="/password",
-            server_trust="/lab/server-trust.pem",
-        )  # fmt: skip
-        self.ca = config.CA(**{**settings, **changes})
-        return ca.connect(self.root, self.ca, signin.authentication(self.root, self.ca), LIMITS)
-
-    def submit(self, **changes):
-        return self.conversation(**changes).submit(CSR, self.ids.append)
-
-    def fetch(self, request_id):
-        return self.conversation().fetch(request_id)
 
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
+    clean(monkeypatch)
     site = Site(tmp_path)
     with site.lab:
         yield site
