@@ -68,7 +68,8 @@ class Peer:
         self.over = threading.Event()
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
-        threading.Thread(target=self.serve, daemon=True).start()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
 
     def serve(self):
         while True:
@@ -89,14 +90,21 @@ class Peer:
         """Read one request, the body too."""
         data = b""
         while b"\r\n\r\n" not in data:
-            data += connection.recv(65536)
+            data += self.some(connection)
         head, _, body = data.partition(b"\r\n\r\n")
         for line in head.lower().split(b"\r\n"):
             if line.startswith(b"content-length:"):
                 while len(body) < int(line.split(b":")[1]):
-                    body += connection.recv(65536)
+                    body += self.some(connection)
         self.received.append(head + b"\r\n\r\n" + body)
         return self.received[-1]
+
+    def some(self, connection):
+        """A client that hangs up ends the script."""
+        data = connection.recv(65536)
+        if not data:
+            raise ConnectionResetError
+        return data
 
     def trickle(self, connection, data):
         """Send byte by byte, fast enough for every read time-out, until the test is over."""
@@ -106,7 +114,11 @@ class Peer:
                 return
 
     def close(self):
+        """Nobody accepts any more: close(2) alone leaves the thread in accept(2), and the port open for somebody else's client."""
         self.over.set()
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.thread.join(5)
         self.socket.close()
 
 

@@ -308,21 +308,6 @@ def test_a_broken_tls_record_in_the_answer_is_doubtful(net):
 # -- proxies
 
 
-def test_proxies_of_the_environment_are_ignored_and_the_configured_one_is_used(net, monkeypatch):
-    """A proxy left over in a shell, or set by an attacker in a unit's environment, must not see the password."""
-    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
-    server = net.server(replies(page(PENDING)))
-    assert submit(net.conversation(server)) == ca.Pending(89)
-    monkeypatch.setenv("NO_PROXY", "*")
-    proxy = net.proxy(tunnel)
-    assert submit(net.conversation(server, proxy)) == ca.Pending(89)
-    assert len(server.received) == 2
-    (asked,) = proxy.received
-    assert asked.startswith(b"CONNECT localhost:")
-    assert b"dTptYXJrZXI" not in asked
-
-
 @pytest.mark.parametrize("status", [b"407 Proxy Authentication Required", b"502 Bad Gateway", b"403 Forbidden"])
 def test_a_proxy_that_refuses_is_named(net, status):
     """The operator must see that it was the proxy, and that nothing was stored."""
