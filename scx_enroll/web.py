@@ -180,6 +180,8 @@ class _ProxySocket(socket.socket):
 
 
 class _Connection(urllib3.connection.HTTPSConnection):
+    debuglevel = 0  # http.client's own switch would print what is sent, the password with it
+
     def _new_conn(self) -> socket.socket:
         plain = super()._new_conn()
         sock = _ProxySocket(plain.family, plain.type, plain.proto, plain.detach())

@@ -1,6 +1,5 @@
 """One HTTPS exchange with a server or proxy that does what none should: each fault from raw bytes."""
 
-import contextlib
 import socket
 import ssl
 import threading
@@ -9,94 +8,11 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from requests.auth import HTTPBasicAuth
 
-from scx_enroll import ca, config, pages, web
-from scx_enroll.rootfs import Root
+from scx_enroll import ca, pages, web
 
 from .lab.ca import LabCA
-
-LIMITS = web.Limits(connect_s=2, silence_s=0.5, total_s=1)
-BODY = b'<HTML><A Href="certnew.cer?ReqID=83&amp;Enc=b64">b</A></HTML>'
-PENDING = b"<HTML><P ID=locInfoReqID> 89 </P></HTML>"
-CSR = b"-----BEGIN CERTIFICATE REQUEST-----\nMARKER+CSR\n-----END CERTIFICATE REQUEST-----\n"
-
-
-def page(body=BODY, *headers):
-    return b"\r\n".join([b"HTTP/1.1 200 OK", b"Content-Length: %d" % len(body), *headers, b"", body])
-
-
-class Peer:
-    """Listens; runs `script(connection)` for each connection, with TLS unless it is a proxy; keeps what was received."""
-
-    def __init__(self, script, context=None):
-        self.script, self.context = script, context
-        self.received = []
-        self.over = threading.Event()
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        while True:
-            try:
-                connection = self.socket.accept()[0]
-            except OSError:
-                return
-            threading.Thread(target=self.one, args=(connection,), daemon=True).start()
-
-    def one(self, connection):
-        with contextlib.suppress(OSError):
-            if self.context:
-                connection = self.context.wrap_socket(connection, server_side=True)
-            with connection:
-                self.script(self, connection)
-
-    def request(self, connection):
-        """Read one request, the body too."""
-        data = b""
-        while b"\r\n\r\n" not in data:
-            data += connection.recv(65536)
-        head, _, body = data.partition(b"\r\n\r\n")
-        for line in head.lower().split(b"\r\n"):
-            if line.startswith(b"content-length:"):
-                while len(body) < int(line.split(b":")[1]):
-                    body += connection.recv(65536)
-        self.received.append(head + b"\r\n\r\n" + body)
-        return self.received[-1]
-
-    def trickle(self, connection, data):
-        """Send byte by byte, fast enough for every read time-out, until the test is over."""
-        for byte in data:
-            connection.sendall(bytes([byte]))
-            if self.over.wait(0.1):
-                return
-
-    def close(self):
-        self.over.set()
-        self.socket.close()
-
-
-class Net:
-    """Makes peers with a certificate that is trusted, and conversations with them."""
-
-    def __init__(self, lab, folder):
-        self.lab, self.folder, self.peers = lab, folder, []
-
-    def server(self, script):
-        self.peers.append(Peer(script, self.lab.context()))
-        return self.peers[-1]
-
-    def proxy(self, script):
-        self.peers.append(Peer(script))
-        return self.peers[-1]
-
-    def conversation(self, peer, proxy=None, limits=LIMITS):
-        settings_ = config.CA(
-            server=f"localhost:{peer if isinstance(peer, int) else peer.port}", template="T", auth="basic", user="u",
-            server_trust="/server-trust.pem", proxy=f"http://127.0.0.1:{proxy.port}" if proxy else "",
-        )  # fmt: skip
-        return ca.connect(Root(str(self.folder)), settings_, HTTPBasicAuth(b"u", b"marker-password"), limits)
+from .peers import BODY, BRIEF, MARKED, PENDING, Net, clean, closed_port, page, replies, submit, tunnel
 
 
 @pytest.fixture(scope="module")
@@ -105,32 +21,12 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture
-def net(lab):
+def net(lab, monkeypatch):
+    clean(monkeypatch)
     net = Net(lab, lab.directory)
     yield net
     for peer in net.peers:
         peer.close()
-
-
-def replies(data, *, linger=False):
-    """A script: read a request, send bytes, hang up (or wait first)."""
-
-    def script(peer, connection):
-        peer.request(connection)
-        connection.sendall(data)
-        if linger:
-            peer.over.wait(10)
-
-    return script
-
-
-def submit(conversation):
-    return conversation.submit(CSR, lambda request_id: None)
-
-
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return unused.getsockname()[1]
 
 
 def test_the_request_as_it_goes_out(net):
@@ -205,7 +101,7 @@ def test_a_link_in_capitals_is_one_for_certsrv_too(net):
     """certsrv's own pattern is narrower: it would raise a denial of its own after the ID was told."""
     server = net.server(replies(page(BODY.replace(b"certnew.cer", b"CertNew.CER"))))
     told = []
-    outcome = net.conversation(server).submit(CSR, told.append)
+    outcome = net.conversation(server).submit(MARKED, told.append)
     assert isinstance(outcome, ca.Unfetched)
     assert (outcome.request_id, told) == (83, [83])
 
@@ -291,7 +187,7 @@ def test_a_byte_now_and_then_does_not_outlast_the_deadline(net, data):
         server = net.server(script)
         started = time.monotonic()
         outcome = ask(net.conversation(server))
-        assert LIMITS.total_s - 0.1 < time.monotonic() - started < LIMITS.total_s + 1
+        assert BRIEF.total_s - 0.1 < time.monotonic() - started < BRIEF.total_s + 1
         assert "did not answer in time" in outcome.reason
         assert len(server.received) == 1
 
@@ -308,7 +204,7 @@ def test_the_deadline_holds_outside_the_main_thread(net):
     conversation = net.conversation(net.server(script))
     thread = threading.Thread(target=lambda: outcomes.append(submit(conversation)))
     thread.start()
-    thread.join(LIMITS.total_s + 2)
+    thread.join(BRIEF.total_s + 2)
     assert isinstance(outcomes[0], ca.Doubtful)
 
 
@@ -412,44 +308,6 @@ def test_a_broken_tls_record_in_the_answer_is_doubtful(net):
 # -- proxies
 
 
-def tunnel(peer, connection):
-    """A proxy that lets everything through."""
-    target = peer.request(connection).split()[1].decode()
-    host, port = target.split(":")
-    connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-    with socket.create_connection((host, int(port))) as onward:
-
-        def pump(source, sink):
-            with contextlib.suppress(OSError):
-                while True:
-                    data = source.recv(65536)
-                    if not data:
-                        break
-                    sink.sendall(data)
-            with contextlib.suppress(OSError):
-                sink.shutdown(socket.SHUT_WR)
-
-        back = threading.Thread(target=pump, args=(onward, connection), daemon=True)
-        back.start()
-        pump(connection, onward)
-        back.join(5)
-
-
-def test_proxies_of_the_environment_are_ignored_and_the_configured_one_is_used(net, monkeypatch):
-    """A proxy left over in a shell, or set by an attacker in a unit's environment, must not see the password."""
-    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
-    server = net.server(replies(page(PENDING)))
-    assert submit(net.conversation(server)) == ca.Pending(89)
-    monkeypatch.setenv("NO_PROXY", "*")
-    proxy = net.proxy(tunnel)
-    assert submit(net.conversation(server, proxy)) == ca.Pending(89)
-    assert len(server.received) == 2
-    (asked,) = proxy.received
-    assert asked.startswith(b"CONNECT localhost:")
-    assert b"dTptYXJrZXI" not in asked
-
-
 @pytest.mark.parametrize("status", [b"407 Proxy Authentication Required", b"502 Bad Gateway", b"403 Forbidden"])
 def test_a_proxy_that_refuses_is_named(net, status):
     """The operator must see that it was the proxy, and that nothing was stored."""
@@ -496,7 +354,7 @@ def test_a_proxy_that_trickles_does_not_outlast_the_deadline(net):
     started = time.monotonic()
     outcome = submit(net.conversation(1, net.proxy(script)))
     assert isinstance(outcome, ca.Unavailable)
-    assert time.monotonic() - started < LIMITS.total_s + 1
+    assert time.monotonic() - started < BRIEF.total_s + 1
 
 
 # -- anything

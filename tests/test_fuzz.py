@@ -1,0 +1,36 @@
+"""The fuzz targets still fit what they feed: each is run for a moment, with the same inputs every time."""
+
+import random
+
+import pytest
+
+from .fuzz import fuzz_answers, fuzz_certificate, fuzz_config, fuzz_pages
+
+
+def answers(folder):
+    conversation, fed = fuzz_answers.connect(folder)
+    return lambda data: fuzz_answers.one(conversation, fed, data)
+
+
+def configuration(folder):
+    server = folder / "opt/omi/bin/omiserver"
+    server.parent.mkdir(parents=True)
+    server.touch()
+    return lambda data: fuzz_config.one(folder, data)
+
+
+TARGETS = {
+    "answers": (answers, fuzz_answers.mutated),
+    "certificate": (lambda folder: fuzz_certificate.one, fuzz_certificate.mutated),
+    "config": (configuration, fuzz_config.mutated),
+    "pages": (lambda folder: fuzz_pages.one, fuzz_pages.mutated),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_fuzz_target_runs(tmp_path, name):
+    """A target that no longer starts, or that fails at once, finds nothing on the day somebody runs it for hours."""
+    prepare, mutated = TARGETS[name]
+    feed, chance = prepare(tmp_path), random.Random(1)
+    for _ in range(40):
+        feed(mutated(chance))
