@@ -125,7 +125,11 @@ def check_path(ders: Tuple[bytes, ...], anchors: Tuple[bytes, ...], fqdn: str) -
         return "issuer-trust holds no self-signed certificate"
     if not _objection(ders, _client_context(()), fqdn):
         return "this OpenSSL does not verify a certificate before it has a proof of the key"  # never seen
-    return _objection(ders, _client_context(anchors), fqdn)
+    try:
+        context = _client_context(anchors)
+    except ssl.SSLError as problem:
+        return f"OpenSSL refuses the anchors: {_reason(problem)}"
+    return _objection(ders, context, fqdn)
 
 
 def _objection(ders: Tuple[bytes, ...], context: ssl.SSLContext, fqdn: str) -> str:

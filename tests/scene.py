@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from scx_enroll import enroll
+import pytest
+
+from scx_enroll import enroll, service
 from scx_enroll.enroll import Options, Result, Tools
 from scx_enroll.errors import EnrollError
 from scx_enroll.plan import Wish
@@ -21,6 +23,21 @@ from tests.lab.ca import LabCA
 
 # The stand-in agent starts in a tenth of a second, so what a real host may take need not be waited for.
 BRISK = Patience(command_s=20, listener_s=5, gone_s=3, poll_s=0.02)
+
+
+NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, openssl/x509_vfy.h
+
+
+def take_openssls_clock_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where time is simulated, let OpenSSL, which has the kernel's, check no dates; `verify` judges the leaf's by the time it is given."""
+    real = service._client_context
+
+    def timeless(anchors: Tuple[bytes, ...]) -> Any:
+        context = real(anchors)
+        context.verify_flags |= NO_CHECK_TIME
+        return context
+
+    monkeypatch.setattr(service, "_client_context", timeless)
 
 
 @dataclass(frozen=True)

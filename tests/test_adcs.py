@@ -9,30 +9,20 @@ from typing import Any, Iterator, List
 
 import pytest
 
-from scx_enroll import enroll, pace, service
+from scx_enroll import enroll, pace
 from scx_enroll.journal import HOUR_S
 from tests.lab.agent import LabHost
 from tests.lab.authority import DAY, YEAR
 from tests.lab.ca import LabCA
-from tests.scene import Outcome, Scene
+from tests.scene import Outcome, Scene, take_openssls_clock_away
 
 pytestmark = pytest.mark.slow
 
 
-NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, openssl/x509_vfy.h
-
-
 @pytest.fixture(autouse=True)
-def openssl_that_knows_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time is simulated here, and OpenSSL has the kernel's; `verify` judges the leaf's dates by the time that it is given."""
-    real = service._client_context
-
-    def timeless(anchors: Any) -> Any:
-        context = real(anchors)
-        context.verify_flags |= NO_CHECK_TIME
-        return context
-
-    monkeypatch.setattr(service, "_client_context", timeless)
+def simulated_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Months pass here."""
+    take_openssls_clock_away(monkeypatch)
 
 
 class Clock:

@@ -9,18 +9,17 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-from scx_enroll import enroll, service
+from scx_enroll import enroll
 from scx_enroll.config import Renewal
 from scx_enroll.journal import DAY_S, HOUR_S
 from tests.lab.agent import LabHost
 from tests.lab.ca import LabCA
 from tests.lab.switches import Switches
-from tests.scene import Scene
+from tests.scene import Scene, take_openssls_clock_away
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MONTH_S = 31 * DAY_S
-NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, openssl/x509_vfy.h
 BUDGET = Renewal()
 
 # Every choice of every switch, one at a time; and those that are no list, or mean more together.
@@ -100,14 +99,7 @@ class Month:
         self.ca.switches.update(fault)
         self.start = time.time()
         self.ended: List[int] = []
-        real = service._client_context
-
-        def timeless(anchors: Any) -> Any:
-            context = real(anchors)
-            context.verify_flags |= NO_CHECK_TIME
-            return context
-
-        monkeypatch.setattr(service, "_client_context", timeless)
+        take_openssls_clock_away(monkeypatch)
 
     def _copied(self, root: Path) -> LabHost:
         """The host's tree anew: state and configuration of the last fault are gone."""

@@ -22,7 +22,7 @@ from scx_enroll.journal import (
     Skip,
     Submission,
 )
-from scx_enroll.pace import Held, Policy, due, needs_a_person, poll_after, until_of
+from scx_enroll.pace import WEEK_S, Held, Policy, due, needs_a_person, poll_after, until_of
 from scx_enroll.plan import Observed, Step, Wish, decide
 
 NOW = 1_700_000_000
@@ -66,7 +66,7 @@ def told(step):
 
 
 def test_all_is_well():
-    """C5: nothing until the renewal is due, with the generation named."""
+    """C6: nothing until the renewal is due, with the generation named."""
     step = at()
     assert told(step) == ("C6", "nothing", due(NEW, POLICY, 0), 0)
     assert step.reason == "generation new is valid and in service"
@@ -321,6 +321,112 @@ def test_a_refused_password_is_not_tried_again_by_itself():
     assert at(EMPTY, journal, now=NOW + 10 * YEAR).action == "wait"
 
 
+def test_a_refused_password_is_not_tried_with_other_inputs_either():
+    """C4: another name or template makes it no other password; what was refused stands with the budget, for every request of this host."""
+    refused = tuple(replace(backoff(ca, "changed", 13), secret="mark") for ca in ("ca01", "ca02"))
+    budget = Budget(refused=refused)
+    assert told(at(replace(EMPTY, inputs="other"), budget=budget)) == ("C4", "wait", None, 13)
+    assert at(EMPTY, Journal(request=replace(SENT, next=NOW)), budget).status == 13, "no poll with it"
+    assert at(EMPTY, budget=budget, wish=Wish(renew=True)).action == "submit"
+    assert at(EMPTY, budget=Budget(refused=refused[:1])).ca == "ca02"
+
+
+def test_a_page_that_was_not_understood_is_not_asked_for_again_within_the_day():
+    """C2: the CA took the request; sent again, it would take it twice."""
+    journal = Journal(request=replace(DOUBT, answered=True))
+    assert told(at(EMPTY, journal, now=NOW + 60)) == ("C2", "wait", DOUBT.since + DAY_S, 5)
+    assert "--adopt" in at(EMPTY, journal).hint
+    assert at(EMPTY, journal, now=DOUBT.since + DAY_S).action == "abandon"
+
+
+ENDING = replace(NEW, not_before=NOW - 95 * DAY_S, not_after=NOW + 5 * DAY_S)
+LATE = replace(SENT, since=NOW - 2 * DAY_S)
+
+
+@pytest.mark.parametrize(
+    ("held", "request_", "more", "action"),
+    [
+        (ENDING, LATE, {}, "abandon"),
+        (replace(ENDING, not_after=NOW - 1), LATE, {}, "abandon"),
+        (NEW, LATE, {}, "wait"),  # time remains
+        (ENDING, replace(LATE, since=NOW - HOUR_S), {}, "wait"),  # a person had no day yet
+        (ENDING, replace(LATE, pending=False), {}, "wait"),  # no person is waited for
+        (ENDING, LATE, {"journal": Journal(request=LATE, backoffs=(backoff("ca02"),))}, "wait"),
+        (ENDING, LATE, {"policy": replace(POLICY, cas=("ca01",))}, "wait"),
+        (ENDING, LATE, {"budget": spent(3)}, "wait"),
+    ],
+    ids=["runs-out", "has-run-out", "time-remains", "just-asked", "not-pending", "other-fails", "no-other", "budget"],
+)
+def test_another_ca_is_turned_to_when_what_is_held_runs_out(held, request_, more, action):
+    """C1: a request that nobody approves is given up in time, and only for a CA that can be asked now."""
+    seen = replace(GOOD, held=(held,), certificate=held.leaf, served=held.leaf)
+    step = at(seen, **{"journal": Journal(request=request_), **more})
+    assert (step.row, step.action) == ("C1", action)
+    if action == "abandon":
+        assert (step.ca, step.status) == ("ca01", 7)
+        assert "request ID 7 at ca01" in step.reason
+        assert "ca02" in step.reason
+    else:
+        assert step.until is not None
+        assert step.until <= request_.next
+
+
+KNOWN = replace(NEW, ca="ca01", request_id=7, obtained=NOW - DAY_S, number=1)
+KNOWN_GOOD = replace(GOOD, held=(KNOWN,))
+
+
+def test_once_a_week_the_ca_is_asked_whether_it_revoked_what_is_in_service():
+    """C5: first after half a week to a week and a half, at each host's own time; then as arranged."""
+    first = pace.first_question(KNOWN.obtained, 0)
+    assert told(at(KNOWN_GOOD)) == ("C6", "nothing", first, 0)
+    step = at(KNOWN_GOOD, now=first)
+    assert (*told(step), step.ca, step.generation) == ("C5", "question", None, 0, "ca01", "new")
+    arranged = Journal(question=first + WEEK_S)
+    assert told(at(KNOWN_GOOD, arranged, now=first)) == ("C6", "nothing", first + WEEK_S, 0)
+    assert at(KNOWN_GOOD, arranged, now=first + WEEK_S).row == "C5"
+
+
+@pytest.mark.parametrize(
+    ("seen", "more"),
+    [
+        (replace(GOOD, held=(replace(KNOWN, ca="gone"),)), {}),
+        (replace(GOOD, held=(replace(KNOWN, request_id=0),)), {}),
+        (KNOWN_GOOD, {"journal": Journal(backoffs=(backoff("ca01", "later"),))}),
+        (KNOWN_GOOD, {"journal": Journal(hold="by the operator")}),
+        (KNOWN_GOOD, {"budget": Budget(refused=(replace(backoff("ca01", "changed", 13), secret="mark"),))}),
+    ],
+    ids=["ca-left", "brought-by-hand", "ca-fails", "held", "password-refused"],
+)
+def test_nobody_is_asked_about_what_no_ca_can_tell(seen, more):
+    """C5: only the CA that gave the ID, and only while it may be asked."""
+    more = {"journal": Journal(), **more}
+    more["journal"] = replace(more["journal"], backoffs=tuple(replace(b, at=NOW + 30 * DAY_S - 60) for b in more["journal"].backoffs))
+    assert at(seen, now=NOW + 30 * DAY_S, **more).action in ("nothing", "hold")
+
+
+def test_a_question_arranged_by_a_wrong_clock():
+    """C5: a time of next year must not end the questions, nor one of last year make it one at every run."""
+    first = pace.first_question(KNOWN.obtained, 0)
+    assert at(KNOWN_GOOD, Journal(question=NOW + YEAR), now=first).row == "C5"
+    assert at(KNOWN_GOOD, Journal(question=NOW - YEAR), now=first - 1).row == "C6"
+
+
+def test_a_revoked_certificate_is_replaced_and_its_successor_is_not():
+    """C4, C3: SCOM refuses a revoked one. Whoever revokes twice means it."""
+    gone = replace(KNOWN, revoked=True, mismatches=("revoked: its CA says so",))
+    step = at(replace(GOOD, held=(gone,)))
+    assert (step.row, step.action) == ("C4", "submit")
+    assert "revoked generation new" in step.reason
+    again = replace(gone, id="newer", leaf="leaf-newer", number=2)
+    twice = replace(GOOD, held=(gone, again))
+    assert told(at(twice)) == ("C3", "wait", None, 6)
+    assert at(twice, wish=Wish(now=True)).action == "wait"
+    assert at(twice, wish=Wish(renew=True)).action == "submit"
+    third = replace(KNOWN, id="newest", leaf="leaf-newest", number=3)
+    assert at(replace(GOOD, held=(gone, again, third), certificate=third.leaf, served=third.leaf)).action == "nothing"
+    assert at(replace(GOOD, held=(gone, replace(again, revoked=False, mismatches=("dates: it has expired",))))).action == "submit"
+
+
 @pytest.mark.parametrize("wish", [Wish(now=True), Wish(renew=True), Wish(now=True, renew=True)])
 def test_a_ca_that_failed_in_this_run_is_not_asked_again_whatever_was_wished(wish):
     """C4: a wish is good for one try of each CA; a refusal by us, which is for all of them, ends it."""
@@ -363,7 +469,7 @@ def test_the_submission_budget_is_not_spent(budget):
 
 
 def test_a_generation_that_was_rolled_back_is_not_installed_again():
-    """C5: the older one stays, the failure is repeated with its status, and *until* is when it is tried again."""
+    """C6: the older one stays, the failure is repeated with its status, and *until* is when it is tried again."""
     seen = replace(GOOD, held=(NEW, OLD), certificate=OLD.leaf, served=OLD.leaf)
     step = at(seen, Journal(skipped=(skip(),)))
     assert (*told(step), step.reason) == ("C6", "wait", NOW - 60 + HOUR_S, 9, "new was rolled back")
@@ -722,6 +828,8 @@ def stays_as_it_is(seen, policy, journal, budget, wish):
     end = step.until if step.until is not None else NOW + 400 * DAY_S
     # the times at which something could change, and one between
     marks = [until_of(failure) for failure in (*journal.skipped, *journal.backoffs)] + [due(held, policy, seen.share) for held in seen.held]
+    marks += [journal.question, *(pace.first_question(held.obtained, seen.share) for held in seen.held)]
+    marks += [pace.runs_out_at(seen.held)] if seen.held else []
     marks += [journal.request.next, journal.request.since + policy.pending_s, journal.request.since + DAY_S]
     for moment in {mark for mark in marks if mark is not None and NOW <= mark < end} | {end - 1, (NOW + end) // 2}:
         later = decide(seen, policy, journal, budget, moment, wish)
@@ -752,7 +860,7 @@ def test_until_ends_when_a_skipped_generation_is_tried_again():
 
 
 def test_until_ends_when_renewal_of_a_skipped_generation_is_due():
-    """C5: a generation skipped until inputs change is renewed all the same, so that time is named."""
+    """C6: a generation skipped until inputs change is renewed all the same, so that time is named."""
     seen = replace(EMPTY, held=(NEW,))
     assert at(seen, Journal(skipped=(skip(retry="changed"),))).until == due(NEW, POLICY, 0)
 

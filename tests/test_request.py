@@ -11,8 +11,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scx_enroll.errors import AgentNotReady, ConfigError
-from scx_enroll.request import MAX_CN, RequestSpec, build_csr, check_dns_name, check_fqdn, expand, load_key, spki_of
+from scx_enroll.errors import AgentNotReady, ConfigError, UsageError
+from scx_enroll.request import MAX_CN, RequestSpec, build_csr, check_dns_name, check_fqdn, expand, load_csr, load_key, spki_of
 
 HOST = "host1.corp.example"
 KINDS = {
@@ -214,3 +214,92 @@ def test_no_key_file_escapes_as_anything_but_not_ready(keys, data):
         load_key(bytes(pem))
     except AgentNotReady:
         pass
+
+
+# -- requests that other hosts made ---------------------------------------------------------------------------------
+
+
+def openssl_csr(folder, subject, *extra):
+    """A request as somebody makes it on an old host."""
+    subprocess.run(
+        ["openssl", "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", str(folder / "k.pem"), "-subj", subject, "-out",
+         str(folder / "r.csr"), *extra], check=True, capture_output=True,
+    )
+    return (folder / "r.csr").read_bytes()
+
+
+def test_a_request_made_with_openssl_on_an_old_host(tmp_path):
+    """CN alone is what such hosts make; it is what SCOM asks for."""
+    csr = openssl_csr(tmp_path, f"/O=Corp/CN={HOST}")
+    foreign = load_csr(csr, "r.csr")
+    assert foreign.spec == RequestSpec(HOST)
+    assert foreign.spec.dns_names == (HOST,)
+    loaded = x509.load_pem_x509_csr(csr)
+    assert foreign.spki == spki_of(loaded)
+    assert x509.load_pem_x509_csr(foreign.pem).tbs_certrequest_bytes == loaded.tbs_certrequest_bytes
+
+
+def test_the_fqdn_among_several_names_of_the_agents_own_kind(tmp_path):
+    """The agent's tool writes CN=short, CN=fqdn."""
+    assert load_csr(openssl_csr(tmp_path, f"/DC=example/CN=host1/CN={HOST}"), "r.csr").spec.fqdn == HOST
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_request_is_read_in_every_wrapping(keys, name):
+    """PEM with CRLF and text around, the older armour, DER: all are the same request, with the same identity."""
+    pem = build_csr(RequestSpec(HOST, ("other.corp.example",)), keys[name])
+    der = x509.load_pem_x509_csr(pem).public_bytes(serialization.Encoding.DER)
+    wrapped = [pem, pem.replace(b"\n", b"\r\n"), b"Certificate Request:\n" + pem + b"\n", pem.replace(b" CERTIFICATE", b" NEW CERTIFICATE"), der]
+    found = {load_csr(data, "r.csr") for data in wrapped}
+    assert len(found) == 1
+    assert found.pop().spec.dns_names == (HOST, "other.corp.example")
+
+
+def damaged(pem):
+    der = bytearray(x509.load_pem_x509_csr(pem).public_bytes(serialization.Encoding.DER))
+    der[-5] ^= 1
+    return bytes(der)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda pem: b"", "no certificate request"),
+        (lambda pem: b"root:x:0:0:root:/root:/bin/sh\n", "no certificate request"),
+        (lambda pem: pem[: len(pem) // 2], "no certificate request"),
+        (lambda pem: pem.replace(b"A", b"?"), "no certificate request"),
+        (lambda pem: pem * 2, "more than one"),
+        (damaged, "signature is wrong"),
+    ],
+    ids=["empty", "passwd", "cut", "garbled", "two", "damaged"],
+)
+def test_what_is_no_request_is_a_usage_error(keys, make, why):
+    """One clear sentence with the file's name and how to make one; never a traceback."""
+    with pytest.raises(UsageError, match=why) as caught:
+        load_csr(make(build_csr(RequestSpec(HOST), keys["p256"])), "r.csr")
+    assert caught.value.message.startswith("r.csr")
+    assert "openssl req" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("subject", "why"),
+    [("/O=Corp", "asks for no name"), ("/CN=host1", "short name"), ("/CN=192.0.2.7", "address"), ("/CN=*.corp.example", "wildcard"),
+     ("/CN=localhost.localdomain", "placeholder"), ("/CN=host 1.corp.example", "not a host name")],
+)
+def test_a_request_for_what_can_be_no_agents_name(tmp_path, subject, why):
+    """SCOM would refuse the certificate: better before it is issued."""
+    with pytest.raises(UsageError, match=why):
+        load_csr(openssl_csr(tmp_path, subject), "r.csr")
+
+
+def test_a_request_for_a_name_in_the_san_only(tmp_path):
+    """Some tools leave the subject empty."""
+    csr = openssl_csr(tmp_path, "/O=Corp", "-addext", f"subjectAltName=DNS:{HOST},DNS:other.corp.example,IP:192.0.2.7")
+    assert load_csr(csr, "r.csr").spec == RequestSpec(HOST, (HOST, "other.corp.example"))
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_as_a_request_are_refused_in_words(data):
+    """A file is an argument: whoever names the wrong one gets a sentence."""
+    with pytest.raises(UsageError):
+        load_csr(data, "r.csr")

@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from scx_enroll import service
 from scx_enroll.errors import AgentNotReady
 from scx_enroll.rootfs import Root
-from scx_enroll.service import Patience, Served, await_end, await_leaf, control, fits, probe, rehearse, start_time
+from scx_enroll.service import Patience, Served, await_end, await_leaf, check_path, control, fits, probe, rehearse, start_time
 
 FQDN = "host.corp.lab.test"
 NOW = dt.datetime.now(dt.timezone.utc).replace(tzinfo=None, microsecond=0)
@@ -209,8 +209,11 @@ def test_an_old_pair_does_not_count_as_a_pair(root, tree):
 
 
 def rehearsed(root, pki, *certificates, anchors=None, fqdn=FQDN):
-    chosen = (pki.root,) if anchors is None else anchors
-    return rehearse(root, KEY, pem(*certificates), tuple(map(der, chosen)), fqdn)
+    """What the handshake says; and that the check without the key says the same of the path, word for word."""
+    chosen = tuple(map(der, (pki.root,) if anchors is None else anchors))
+    said = rehearse(root, KEY, pem(*certificates), chosen, fqdn)
+    assert said.startswith("OpenSSL refuses the pair") or check_path(tuple(map(der, certificates)), chosen, fqdn) == said
+    return said
 
 
 def test_a_good_chain(root, pki):
@@ -308,6 +311,7 @@ def test_no_anchor_at_all(root, pki):
 def test_an_anchor_that_can_not_be_read(root, pki, anchors):
     """An objection, never a traceback."""
     assert rehearse(root, KEY, pem(pki.leaf(), pki.issuing), anchors, FQDN) != ""
+    assert check_path((der(pki.leaf()), der(pki.issuing)), anchors, FQDN) != ""
 
 
 def test_the_environment_names_other_roots(root, pki, tree, monkeypatch):
@@ -327,6 +331,36 @@ def test_a_long_chain_ends(root, pki):
         issuer = key, certify(key, f"Lab Issuing {number}", issuer, ca=True)
         chain.insert(0, issuer[1])
     assert rehearsed(root, pki, pki.leaf(issuer=issuer), *chain) == ""
+
+
+@pytest.mark.parametrize("make", [lambda: rsa.generate_private_key(65537, 2048), lambda: ec.generate_private_key(ec.SECP384R1())], ids=["rsa", "p384"])
+def test_a_path_is_checked_for_every_kind_of_key(pki, make):
+    """The key of a leaf from another host decides the cipher suite of the flight that is written by hand."""
+    key = make()
+    ders = (der(certify(key, FQDN, pki.by)), der(pki.issuing))
+    assert check_path(ders, (der(pki.root),), FQDN) == ""
+    assert "purpose" in check_path((der(certify(key, FQDN, pki.by, eku=(CLIENT,))), ders[1]), (der(pki.root),), FQDN)
+    assert "20" in check_path(ders[:1], (der(pki.root),), FQDN)
+
+
+def test_a_path_longer_than_a_record_is_checked(pki):
+    """A TLS record holds 16 KiB; a bag of cross certificates may be longer."""
+    fillers = [der(certify(new_key(), f"Filler {number} {'x' * 40}", ca=True)) for number in range(80)]
+    assert sum(map(len, fillers)) > service.MAX_RECORD_BYTES
+    assert check_path((der(pki.leaf()), der(pki.issuing), *fillers), (der(pki.root),), FQDN) == ""
+
+
+@pytest.mark.parametrize("leaf", [b"", b"junk", b"\x30\x00", bytes(70000)])
+def test_a_path_of_anything_is_an_objection(pki, leaf):
+    """Whatever is given as a certificate: a sentence, never a traceback, and never accepted."""
+    assert check_path((leaf,), (der(pki.root),), FQDN) != ""
+    assert check_path((), (der(pki.root),), FQDN) != ""
+
+
+def test_an_openssl_that_verifies_too_late_accepts_nothing(pki, monkeypatch):
+    """Should a version look at the certificate only after the proof of the key, silence would mean acceptance: it must not."""
+    monkeypatch.setattr(service, "_objection", lambda *_: "")
+    assert check_path((der(pki.leaf()), der(pki.issuing)), (der(pki.root),), FQDN) != ""
 
 
 # -- the probe ------------------------------------------------------------------------------------------------------

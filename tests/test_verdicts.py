@@ -6,7 +6,6 @@ where a fault destroyed what it rests on, and it may never be false.
 
 import itertools
 import os
-import random
 import re
 import time
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Fuzz target: any bytes as certificates. With atheris coverage-guided, without it a plain loop of mutations.
+"""Fuzz target: any bytes as certificates and certificate requests. With atheris coverage-guided, without it a plain loop of mutations.
 
 python -m tests.fuzz.fuzz_certificate [SECONDS]
 """
@@ -6,11 +6,12 @@ python -m tests.fuzz.fuzz_certificate [SECONDS]
 import base64
 import contextlib
 import random
+import ssl
 import sys
 import time
 
-from scx_enroll import verify
-from scx_enroll.errors import CertificateRefused, ConfigError
+from scx_enroll import request, service, verify
+from scx_enroll.errors import CertificateRefused, ConfigError, UsageError
 from scx_enroll.request import RequestSpec
 from tests.lab import selfsigned
 from tests.lab.authority import Authority
@@ -19,7 +20,8 @@ SPEC = RequestSpec("host1.corp.example")
 RULES = verify.Rules(require_revocation=True, minimum_key="ec:secp384r1")
 KEY = selfsigned.make_key("ec:secp256r1")
 CHAIN = Authority().chain()
-SEEDS = (*CHAIN, *verify.read(selfsigned.make_certificate(KEY, "host1", "corp.example")))
+CSR = request.load_csr(request.build_csr(SPEC, KEY), "seed").pem
+SEEDS = (*CHAIN, ssl.PEM_cert_to_DER_cert(CSR.decode().replace(" REQUEST", "")), *verify.read(selfsigned.make_certificate(KEY, "host1", "corp.example")))
 
 
 def one(data: bytes) -> None:
@@ -34,6 +36,9 @@ def one(data: bytes) -> None:
             call(data)
     with contextlib.suppress(ConfigError):
         verify.split_trust(data)
+    with contextlib.suppress(UsageError):
+        request.load_csr(data, "data")
+    service.check_path((data, *SEEDS[:2]), CHAIN[-1:], SPEC.fqdn)
 
 
 def mutated(chance: random.Random) -> bytes:
