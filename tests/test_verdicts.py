@@ -390,6 +390,20 @@ def test_a_service_that_does_not_answer_stored_nothing_unless_the_call_broke(sit
     agree(complaints)
 
 
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("code", [0x80004005, 0x8000FFFF, 0x80010108, 0x800706BE], ids="{:08x}".format)
+def test_an_error_that_the_facts_give_no_class_rules_nothing_out(site, code, stored):
+    """Neither a denial's element (facts 2.1) nor among the codes that are surely not stored (facts 5): a row may wait to be issued."""
+    complaints = []
+    for number, language in enumerate(LANGUAGES):
+        outcome = ("issued", "pending", "denied")[number % 3]
+        run = site.submit(
+            **OUTCOMES[outcome], language=language, unavailable="post", unavailable_hresult=code, unavailable_stored=stored,
+        )  # fmt: skip
+        complaints += judge(run, ["reserved"])
+    agree(complaints)
+
+
 @pytest.mark.parametrize("code", [0x800706BA, 0x800706BF, 0x80080005, 0x80070005, 0x800706BE])
 def test_a_service_that_stops_after_issuing_costs_no_id(site, code):
     """Issued, then gone: fetched later by ID, never requested again."""
