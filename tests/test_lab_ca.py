@@ -955,6 +955,9 @@ def test_the_call_to_the_service_fails_in_different_ways(ca, web, hresult, shown
     assert ("n'a pas démarré" in page) == (hresult == 0x800706BA)
     assert (len(ca.authority.rows), ca.authority.posts) == (stored, 1)
     assert element(page, "locDenied") is None
+    ca.switches.unavailable_stored = True
+    assert shown in post(ca, web).text
+    assert len(ca.authority.rows) == stored + 1
 
 
 @pytest.mark.parametrize("status", ["413", "403", "500"])

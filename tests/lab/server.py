@@ -348,7 +348,7 @@ class _Handler(BaseHTTPRequestHandler):
             return Reply(200, pages.outcome(row, mozilla=self._mozilla()))
         if mode != "newreq":
             return Reply(500, self._iis("500"))
-        if stopped and switches.unavailable_hresult != CALL_BROKE:
+        if stopped and not switches.unavailable_stored and switches.unavailable_hresult != CALL_BROKE:
             lab.authority.count_post()
             return Reply(200, pages.stopped())
         attributes = _attributes(form.get("CertAttrib", ""))

@@ -113,6 +113,7 @@ class Switches:
     unavailable_hresult: int = _switch(
         0x800706BA, "with unavailable; 0x800706be: the call broke midway, a POST is stored. Others: 0x800706bf, 0x80080005, 0x80070005"
     )
+    unavailable_stored: bool = _switch(False, "with unavailable: a POST is stored whatever the HRESULT")
     answer: str = _switch("", "somebody else answers, or IIS with an error", each=ANSWERS)
     answer_on: str = _switch("all", "which requests get it", *METHODS)
     answer_times: int = _switch(-1, "how many times, then as usual; -1: always")
