@@ -282,16 +282,22 @@ class Acquisition:
             if entry.tries == 1:
                 self.records.unspend()
             self.records.fail(ca, inputs, *outcomes.unavailable(outcome), event="unsent" if entry.tries == 1 else "lost")
-        elif nameless:
-            why = self.records.unrecognised(outcome, ca).message if isinstance(outcome, outcomes.Unknown) else outcomes.sentence(outcome)
-            self.records.doubt(why, answered=bool(getattr(outcome, "whole", False) or getattr(outcome, "answered", False)))
-            self.records.met(ca, CAUnreachable.exit_status, why)
         elif isinstance(outcome, outcomes.Unavailable) and outcome.kind.startswith("signin"):
             self.records.fail(ca, inputs, *outcomes.unavailable(outcome))
         else:
-            why = self.records.unrecognised(outcome, ca).message if isinstance(outcome, outcomes.Unknown) else outcomes.sentence(outcome)
-            met = self.records.contacts(ca, CAUnreachable.exit_status, why)
-            self.store.update(request=replace(entry, next=now + pace.poll_after(now - entry.since), why=why), contacts=met)
+            self._unread(outcome, ca, nameless=nameless)
+
+    def _unread(self, outcome: outcomes.Outcome, ca: CA, *, nameless: bool) -> None:
+        """Record that the CA said nothing that could be read: of a request without an ID it is doubtful what became of it."""
+        entry, now = self.store.journal.request, self.site.clock()
+        why = self.records.unrecognised(outcome, ca).message if isinstance(outcome, outcomes.Unknown) else outcomes.sentence(outcome)
+        if nameless:
+            self.records.doubt(why, answered=bool(getattr(outcome, "whole", False) or getattr(outcome, "answered", False)))
+            self.records.met(ca, CAUnreachable.exit_status, why)
+            return
+        met = self.records.contacts(ca, CAUnreachable.exit_status, why)
+        self.store.update(request=replace(entry, next=now + pace.poll_after(now - entry.since), why=why), contacts=met)
+        if not entry.pending:  # else it goes on waiting for a person
             self.records.failure = CAUnreachable(f"request ID {entry.id} at {ca.server} was not fetched: {why}", "it is tried again")
 
     def _obtained(self, outcome: outcomes.Certificate, want: Want, ca: CA, inputs: str, *, posted: bool) -> None:

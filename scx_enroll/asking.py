@@ -45,7 +45,8 @@ def _pending(case: Case) -> Optional[Step]:
     until = min(request.next, ends, other_from or ends)
     if request.pending:
         hint = f"the operator of {request.ca} must issue or deny request ID {request.id}; then: scx-enroll run --now"
-        return Step("C1", "wait", f"{what} is pending", until=until, status=7, hint=hint)
+        doubt = f" as far as is known: {request.why}" if request.why else ""
+        return Step("C1", "wait", f"{what} is pending{doubt}", until=until, status=7, hint=hint)
     hint = "it is asked for again by itself, or now with: scx-enroll run --now"
     return Step("C1", "wait", f"{what} was not fetched: {request.why}", until=until, status=5, hint=hint)
 

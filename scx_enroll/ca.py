@@ -191,11 +191,12 @@ class _Certsrv(certsrv.Certsrv):  # type: ignore[misc] # certsrv has no annotati
             return self._denied(page.request_id, code)
         if isinstance(page, pages.Failed) and page.hresult is not None:
             meaning = hresult.meaning(page.hresult)
+            if page.hresult not in hresult.TABLE or meaning.retry == "ambiguous":  # one retry, says the facts page
+                return Doubtful(f"{self.server}: {meaning.sentence}", None)
             if meaning.retry == "transient":
                 return self._unwell(page.hresult)
-            if meaning.retry == "configuration":
-                return self._denied(None, page.hresult)
-            return Doubtful(f"{self.server}: {meaning.sentence}", None)
+            refused = self._denied(None, page.hresult)
+            return Unavailable(f"{self.server}: {refused.reason}", refused.hint, "refused")
         whole = not isinstance(page, pages.Unknown) or page.whole
         return Unknown("certfnsh.asp" + _why(page), _skeleton(page, answer), None, doubtful=True, whole=whole)
 
@@ -214,7 +215,7 @@ class _Certsrv(certsrv.Certsrv):  # type: ignore[misc] # certsrv has no annotati
             if isinstance(page, pages.Failed) and page.hresult is not None:
                 if page.hresult in _NO_SUCH_REQUEST:
                     return Gone(request_id)
-                if _recordable(page.hresult) and hresult.meaning(page.hresult).retry != "transient":
+                if page.own or (_recordable(page.hresult) and hresult.meaning(page.hresult).retry == "configuration"):
                     return self._denied(request_id, page.hresult)
                 return self._unwell(page.hresult)
         return Unknown("certnew.cer" + _why(page), _skeleton(page, answer), request_id, doubtful=False)
@@ -236,8 +237,8 @@ class _Certsrv(certsrv.Certsrv):  # type: ignore[misc] # certsrv has no annotati
             page = pages.classify(self._get(self._url("certnew.cer"), params={"ReqID": request_id, "Enc": "b64"}).content)
         except NoAnswer:
             return None
-        code = page.hresult if isinstance(page, (pages.Denied, pages.Failed)) else None
-        return code if code is not None and _recordable(code) else None
+        own = isinstance(page, pages.Denied) or (isinstance(page, pages.Failed) and (page.own or _recordable(page.hresult or 0)))
+        return getattr(page, "hresult", None) if own else None
 
     def _rest(self, request_id: int, leaf: bytes) -> Tuple[bytes, ...]:
         """Return what the CA sends along with a certificate; none if that fails, for the certificate is worth more."""

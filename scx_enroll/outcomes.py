@@ -52,7 +52,7 @@ class Gone:
 
 @dataclass(frozen=True)
 class Unavailable:
-    """No usable answer, and surely nothing stored; `kind` is network, server, signin, signin-password or trust."""
+    """No usable answer, and surely nothing issued; `kind` is network, server, signin, signin-password, trust or refused."""
 
     reason: str
     hint: str
@@ -105,6 +105,8 @@ def unavailable(outcome: Unavailable) -> Problem:
     if outcome.kind.startswith("signin"):
         retry = "changed" if outcome.kind == "signin-password" else "later"
         return retry, SigninRefused(outcome.reason, outcome.hint)
+    if outcome.kind == "refused":
+        return "later", CARefused(outcome.reason, outcome.hint)
     return "soon", CAUnreachable(outcome.reason, outcome.hint)
 
 

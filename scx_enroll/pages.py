@@ -9,8 +9,7 @@ HRESULTs do not (facts/adcs.md section 2). The order of the questions is the con
     3  ID locInfoReqID                         -> Pending
     4  a number right before ID locDispSpacer  -> the disposition ([MS-WCCE] 3.2.1.4.2.1.3)
     5  an HRESULT in the text                  -> denied by a manager, or Failed
-    6  LastStatus 0x0 and no certificate       -> Pending: denied, failed and unknown requests have an HRESULT there
-    7  anything else                           -> Unknown
+    6  anything else                           -> Unknown
 
 Every pattern is linear: a hostile page of 1 MiB costs about a second, whatever is in it.
 """
@@ -56,9 +55,10 @@ class Revoked:
 
 @dataclass(frozen=True)
 class Failed:
-    """An error, of the CA or about the request ID that was asked for."""
+    """An error, of the CA or about the request ID that was asked for; `own`: surely the latter, for a disposition stands beside it."""
 
     hresult: Optional[int]
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,17 +168,17 @@ def _disposition(page: str, seen: _Elements) -> Outcome:
             return _unknown(page, "the certificate was not issued by this CA")
         outcome = _DISPOSITIONS.get(disposition)
         if outcome is None:
-            return _failed(disposition & 0xFFFFFFFF if disposition < 0 else hresult)
+            return _failed(disposition & 0xFFFFFFFF if disposition < 0 else hresult, own=True)
         return Denied(None, hresult) if isinstance(outcome, Denied) else outcome
     if hresult is not None:
         return _failed(hresult)
-    if _LAST_STATUS_ZERO.search(seen.text):
-        return Pending(None)
+    if _LAST_STATUS_ZERO.search(seen.text):  # pending, revoked, or denied without a code
+        return _unknown(page, "it tells no disposition, and no error")
     return _unknown(page, "it is a sign-in form" if seen.asks_password else "nothing in it is known from AD CS")
 
 
-def _failed(hresult: Optional[int]) -> Outcome:
-    return Denied(None, hresult) if hresult == DENIED_BY_MANAGER else Failed(hresult)
+def _failed(hresult: Optional[int], *, own: bool = False) -> Outcome:
+    return Denied(None, hresult) if hresult == DENIED_BY_MANAGER else Failed(hresult, own)
 
 
 def _unknown(page: str, why: str) -> Unknown:

@@ -166,20 +166,26 @@ def poll(disposition, last_status="text 0x0 (WIN32: 0)"):
         ("2", "text 0x0 (WIN32: 0)", Denied(None, None)),
         ("3", "text 0x0 (WIN32: 0)", Issued(None)),
         ("6", "text 0x0 (WIN32: 0)", Revoked()),
-        ("1", "text 0x80094800", Failed(0x80094800)),
-        ("1", "text", Failed(None)),
-        ("-2146877436", "text", Failed(0x80094004)),
+        ("1", "text 0x80094800", Failed(0x80094800, own=True)),
+        ("1", "text", Failed(None, own=True)),
+        ("-2146877436", "text", Failed(0x80094004, own=True)),
         ("-2146877420", "text", Denied(None, 0x80094014)),
-        ("15", "text 0x80094004", Failed(0x80094004)),
+        ("15", "text 0x80094004", Failed(0x80094004, own=True)),
         ("", "text 0x80094004 (-2146877436)", Failed(0x80094004)),
         ("", "text 0x80094014 (-2146877420)", Denied(None, 0x80094014)),
         ("", "text 0x800706ba (WIN32: 1722)", Failed(0x800706BA)),
-        ("", "texte 0x0 (WIN32: 0)", Pending(None)),
     ],
 )
 def test_a_poll_without_a_certificate(disposition, last_status, expected):
     """Labels are localised; the number before locDispSpacer and the codes are not."""
     assert read(poll(disposition, last_status)) == expected
+
+
+def test_a_poll_that_tells_neither_disposition_nor_error_concludes_nothing():
+    """Pending, revoked and denied without a code look alike where only labels differ: a wrong guess would end or prolong the wait."""
+    outcome = read(poll("", "texte 0x0 (WIN32: 0)"))
+    assert isinstance(outcome, Unknown)
+    assert "no disposition" in outcome.why
 
 
 def test_a_poll_of_a_foreign_certificate_concludes_nothing():
