@@ -86,6 +86,7 @@ class Errand:
             want = self.want()
             step = self._decide(want)
             if step.action in WAITING:
+                self.site.store.prune()
                 return self._ended(step)
             if stopping():
                 raise Stopped

@@ -216,11 +216,14 @@ class _Call:
 
         name, output = self.given["file"], self.given.get("output")
         foreign = request.load_csr(read_argument(name, MAX_ARGUMENT_BYTES), name)
+        place = self.tools.store(Root("/"))
+        if output is not None:  # before anything is asked for
+            place.check_folder(os.path.abspath(output))
         ended = self._carefully(behalf.submit, foreign, self.given["ca"] or "", self.given["adopt"])
         facts = self.report.errand_document(ended, name, self.tools.clock())
         pems = (facts["certificate"] or "") + facts["chain"]
         if output is not None and pems:
-            self.tools.store(Root("/")).deliver(os.path.abspath(output), pems.encode())
+            place.deliver(os.path.abspath(output), pems.encode())
         if self.json:
             say(sys.stdout, self.report.as_json(facts))
         elif output is None:

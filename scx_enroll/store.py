@@ -228,8 +228,9 @@ class Store:
         The oldest ones are removed of which nothing is waited for.
         """
         self.sub = f"submitted/{name}"
-        with explained(self.path), self._folder(self.sub, create=True) as folder:
-            clear(folder)
+        for sub in (self.sub, f"{self.sub}/generations"):
+            with explained(self.path), self._folder(sub, create=True) as folder:
+                clear(folder)
         with explained(f"{STATE}/submitted"), self._folder("submitted") as folder:
             names = sorted(os.listdir(folder), key=lambda name: os.stat(name, dir_fd=folder).st_mtime_ns)
             for old in names[:-KEPT_ERRANDS]:
@@ -247,12 +248,13 @@ class Store:
         entry = self.journal
         places = (entry.installed, entry.before, entry.original, entry.installation.target, entry.installation.previous)
         kept = {place.generation for place in places if place} | {skip.generation for skip in entry.skipped}
-        with explained(STATE), self._folder("generations", create=True) as folder:
+        with explained(self.path), self._folder(f"{self.sub}/generations".lstrip("/"), create=True) as folder:
             for old in self.generations()[:-KEPT_GENERATIONS]:
                 if old.id not in kept:
                     remove_tree(folder, old.id)
             os.fsync(folder)
-        self._keep_newest("original", KEPT_ORIGINALS, frozenset(place.saved for place in places if place))
+        if not self.sub:
+            self._keep_newest("original", KEPT_ORIGINALS, frozenset(place.saved for place in places if place))
 
     def _keep_newest(self, sub: str, count: int, kept: "frozenset[str]" = frozenset()) -> None:
         with explained(f"{STATE}/{sub}"), self._folder(sub, create=True) as folder:

@@ -662,5 +662,3 @@ def test_a_question_after_a_rebuild_does_not_revoke_anything(scene: Host) -> Non
     scene.passes(11 * DAY)
     assert (scene.run().status, ca.authority.issued) == (0, 1)
     assert "not the one in service" in scene.contact(ca).message
-
-

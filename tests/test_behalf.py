@@ -133,14 +133,29 @@ def test_the_file_asked_for_is_written_whole_or_not_at_all(gateway: Gateway) -> 
     assert not [name for name in os.listdir(gateway.folder) if name.startswith(TEMPORARY)]
 
 
-def test_an_output_that_can_not_be_written_keeps_the_certificate(gateway: Gateway) -> None:
-    """It is remembered, so the next call brings it without another request."""
-    csr = gateway.csr()
-    ran = gateway.command("submit", str(csr), "--output", "/proc/nowhere/out.pem")
+@pytest.mark.parametrize("where", ["/proc/nowhere/out.pem", "/nonexistent/out.pem"])
+def test_an_output_that_can_not_be_written_is_told_before_anything_is_asked_for(gateway: Gateway, where: str) -> None:
+    """What can fail after a certificate was issued should have failed before."""
+    ran = gateway.command("submit", str(gateway.csr()), "--output", where)
     assert ran.returncode == 12
-    assert "hint" in ran.stderr
-    assert gateway.command("submit", str(csr)).returncode == 0
-    assert gateway.ca.authority.issued == 1
+    assert "hint: " in ran.stderr
+    assert gateway.ca.count_get == gateway.ca.count_post == 0
+
+
+def test_what_is_kept_of_one_request_is_bounded_and_this_hosts_own_state_untouched(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is renewed for years must not fill the disk, nor cost this host the bytes that a rollback needs."""
+    monkeypatch.setattr(store, "KEPT_GENERATIONS", 2)
+    monkeypatch.setattr(store, "KEPT_ORIGINALS", 0)
+    gateway.configure("[renewal]\ncertificates-per-day = 20\n")
+    csr = gateway.csr()
+    gateway.submit(csr)
+    original = gateway.tree / "var/lib/scx-enroll/original" / f"{'0' * 64}.pem"
+    original.touch(0o600)
+    for _ in range(4):
+        assert gateway.submit(csr, renew=True).status == 0
+    (folder,) = (gateway.tree / "var/lib/scx-enroll/submitted").iterdir()
+    assert len(list((folder / "generations").iterdir())) == 2
+    assert original.exists()
 
 
 def test_pending_is_told_kept_and_resumed(gateway: Gateway) -> None:
