@@ -153,12 +153,14 @@ class Acquisition:
             return False
         contact = next(known for known in self.store.journal.contacts if known.ca == ca.server)
         if not contact.trusted:
+            self.records.met(ca, ConfigError.exit_status, f"its certificate leads to no root in {ca.issuer_trust}")
             raise ConfigError(
                 f"the CA certificate of {ca.server} does not lead to a root in {ca.issuer_trust}; nothing was sent",
                 "compare its fingerprint (scx-enroll ca-cert --fetch), then add the root of that CA's PKI there",
             )
         skew_s = abs(answer.date - self.site.clock()) if answer.date is not None else 0
         if skew_s > MAX_CLOCK_SKEW_S:
+            self.records.met(ca, HostError.exit_status, f"its clock and this host's are {skew_s} s apart")
             raise HostError(
                 f"this host's clock and that of {ca.server} are {skew_s} s apart; nothing was sent",
                 "set the clock (chrony, systemd-timesyncd), then run again",
@@ -209,9 +211,7 @@ class Acquisition:
             return
         outcome = conversation.fetch(held.request_id)
         if isinstance(outcome, outcomes.Revoked):
-            kept = (*self.store.journal.revoked, held.id)[-KEPT_REVOKED:]
-            message = f"the certificate of request ID {held.request_id} was revoked"
-            self.store.update(revoked=kept, contacts=self.records.contacts(ca, CARefused.exit_status, message))
+            self._revoked(ca, held)
         elif isinstance(outcome, outcomes.Certificate):
             same = verify.facts(outcome.leaf).leaf == held.leaf
             what = "is in force" if same else "is not the one in service: was the CA rebuilt, or restored?"
@@ -220,6 +220,11 @@ class Acquisition:
         else:
             message = f"it did not tell whether request ID {held.request_id} was revoked"
             self.records.met(ca, 0, message)
+
+    def _revoked(self, ca: CA, held: Held) -> None:
+        kept = (*self.store.journal.revoked, held.id)[-KEPT_REVOKED:]
+        message = f"the certificate of request ID {held.request_id} was revoked"
+        self.store.update(revoked=kept, contacts=self.records.contacts(ca, CARefused.exit_status, message))
 
     # -- the operator knows the request ID ----------------------------------------------------------------------------
 
@@ -232,26 +237,30 @@ class Acquisition:
         if self.store.journal.request.state == "submitting":
             self.records.doubt("an earlier run was killed while it submitted a request", answered=False)
         entry = self.store.journal.request
-        if entry.state == "submitted" and (entry.id, server or entry.ca) != (request_id, entry.ca):
-            raise UsageError(f"request ID {entry.id} at {entry.ca} is waited for already", "deny it on that CA first, then run again")
+        if entry.state == "submitted" and not entry.adopted and (entry.id, server or entry.ca) != (request_id, entry.ca):
+            raise UsageError(f"request ID {entry.id} at {entry.ca} is waited for already, and it is this host's", "it goes on by itself")
         server = server or entry.ca or (self.config.cas[0].server if len(self.config.cas) == 1 else "")
         if not server or (entry.ca and server != entry.ca):
             raise UsageError("several CAs are configured" if not server else f"the request was sent to {entry.ca}", "say which: --ca NAME")
         ca = self.ca(server)
-        self.authority(ca)
+        self.pool = self.authority(ca).chain
         outcome = self._connect(ca).fetch(request_id)
+        what, look = f"request ID {request_id} at {server}", f"look on {server} for the right one: requester, time, and the names asked for"
         if isinstance(outcome, outcomes.Certificate) and verify.facts(outcome.leaf).spki != want.spki:
             subject = verify.facts(outcome.leaf).subject
-            raise CertificateRefused(
-                f"request ID {request_id} at {server} is not for this key: its certificate is for {subject}; nothing was changed",
-                f"look for the right request ID on {server}: requester, time, and the names asked for",
-            )
-        if not isinstance(outcome, (outcomes.Certificate, outcomes.Pending, outcomes.Denied, outcomes.Revoked)):
-            why = outcomes.sentence(outcome)
-            raise CARefused(f"request ID {request_id} can't be adopted from {server}: {why}", "see the request ID and the CA (--ca NAME)")
-        if entry.state != "submitted":
-            now = self.site.clock()
-            self.store.request("identified", ca=server, id=request_id, spki=want.spki, since=now, next=0, inputs=want.inputs, why="")
+            raise CertificateRefused(f"{what} is not for this key: its certificate is for {subject}; nothing was changed", look)
+        known = next((held for held in want.held if (held.ca, held.request_id) == (server, request_id)), None)
+        if isinstance(outcome, outcomes.Revoked) and known:
+            self._revoked(ca, known)
+            return
+        if not isinstance(outcome, (outcomes.Certificate, outcomes.Pending)):
+            raise CARefused(f"{what} brings no certificate: {outcomes.sentence(outcome)}; nothing was changed", look)
+        now = self.site.clock()
+        self.store.update(request=replace(
+            entry, state=j.step(j.REQUEST, entry.state, "identified"), ca=server, id=request_id, spki=want.spki, inputs=want.inputs,
+            since=now if entry.state == "none" else entry.since, next=0, why="", pending=False,
+            adopted=entry.adopted if entry.state == "submitted" else True,
+        ))
         self._record(outcome, want, ca, posted=False)
 
     # -- records ------------------------------------------------------------------------------------------------------
@@ -274,13 +283,16 @@ class Acquisition:
             met = self.records.contacts(ca, 7, f"request ID {entry.id} is pending")
             self.store.update(request=replace(entry, pending=True, next=later, why=""), backoffs=others, contacts=met)
         elif isinstance(outcome, (outcomes.Denied, outcomes.Revoked, outcomes.Gone)):
-            if isinstance(outcome, outcomes.Denied) and nameless:
-                self.records.unspend()
             retry, problem = outcomes.refused(outcome, ca.server)
+            if entry.adopted:
+                self._mistaken(ca, problem.message)
+                return
+            if isinstance(outcome, outcomes.Denied) and entry.tries == 1:
+                self.records.unspend(entry.since)
             self.records.fail(ca, inputs, retry, problem, event="refused", every=outcomes.by_a_person(outcome))
         elif isinstance(outcome, outcomes.Unavailable) and nameless:
             if entry.tries == 1:
-                self.records.unspend()
+                self.records.unspend(entry.since)
             self.records.fail(ca, inputs, *outcomes.unavailable(outcome), event="unsent" if entry.tries == 1 else "lost")
         elif isinstance(outcome, outcomes.Unavailable) and outcome.kind.startswith("signin"):
             self.records.fail(ca, inputs, *outcomes.unavailable(outcome))
@@ -300,10 +312,23 @@ class Acquisition:
         if not entry.pending:  # else it goes on waiting for a person
             self.records.failure = CAUnreachable(f"request ID {entry.id} at {ca.server} was not fetched: {why}", "it is tried again")
 
+    def _mistaken(self, ca: CA, why: str) -> None:
+        """The ID that the operator named brings nothing: what was doubtful before is so again, with time to name another one."""
+        entry, later = self.store.journal.request, self.site.clock() + pace.COOL_DOWN_S
+        state = j.step(j.REQUEST, entry.state, "mistaken")
+        doubt = replace(entry, state=state, id=None, adopted=False, pending=False, next=later, why=why)
+        nothing = j.Request(state=j.step(j.REQUEST, entry.state, "refused"))
+        met = self.records.contacts(ca, CARefused.exit_status, why)
+        self.store.update(request=doubt if entry.csr else nothing, contacts=met)
+        self.records.failure = CARefused(why, f"look for this host's request on {ca.server}, then: scx-enroll run --adopt ID")
+
     def _obtained(self, outcome: outcomes.Certificate, want: Want, ca: CA, inputs: str, *, posted: bool) -> None:
         """Keep a certificate that fits; one that doesn't is not asked for again with the same inputs."""
         facts, what = verify.facts(outcome.leaf), f"request ID {outcome.request_id}"
         if facts.spki != self.store.journal.request.spki and not posted:
+            if self.store.journal.request.adopted:
+                self._mistaken(ca, f"{what} at {ca.server} is somebody else's: its certificate is for {facts.subject}")
+                return
             message = f"{what} at {ca.server} is somebody else's now, {facts.subject}: was the CA rebuilt or restored?"
             self.records.fail(ca, inputs, "later", CARefused(message, "a new request follows by itself"), event="refused")
             return

@@ -18,6 +18,7 @@ from scx_enroll.pace import (
 )
 
 MAX_POSTS_PER_CSR = 2
+BUDGET_HINT = "mend the cause meanwhile; or, where so many are meant, raise certificates-per-day or submissions-per-day in [renewal]"
 CA_REFUSED, CERTIFICATE_REFUSED, ROLLED_BACK, SIGNIN_REFUSED = 6, 8, 9, 13
 
 
@@ -163,7 +164,7 @@ def _over_budget(case: Case, row: str) -> Optional[Step]:
         f"the submission budget is spent ({policy.certificates_per_day} certificates and "
         f"{policy.submissions_per_day} submissions a day)" + (f"; the last failure: {last.message}" if last else "")
     )
-    return Step(row, "wait", reason, until=until, status=last.status if last else 6, hint="mend the cause meanwhile")
+    return Step(row, "wait", reason, until=until, status=last.status if last else 6, hint=BUDGET_HINT)
 
 
 def _asked_about(case: Case) -> Tuple[Optional[Held], Optional[int]]:

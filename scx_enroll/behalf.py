@@ -16,7 +16,7 @@ from scx_enroll.asking import CA as CA_TABLE
 from scx_enroll.case import Observed, Step, Wish
 from scx_enroll.config import CA, Config
 from scx_enroll.enroll import Options, Stopped, Tools, config_of, locked
-from scx_enroll.errors import EnrollError
+from scx_enroll.errors import EnrollError, UsageError
 from scx_enroll.pace import Held
 from scx_enroll.records import Line
 from scx_enroll.request import Foreign
@@ -115,6 +115,9 @@ def submit(
     """Get the certificate for another host's request. `ca`: one CA alone; `request_id`: the operator knows it."""
     with locked(root, options, tools) as site:
         config = config_of(root, options)
+        weak = verify.weakness(foreign.key, verify.Rules(minimum_key=config.agent.minimum_key))
+        if weak:
+            raise UsageError(f"the request's {weak}; nothing was sent", "make a stronger key on that host, and a request with it")
         site.store.begin_errand(foreign.digest[:16])
         errand = Errand(site, config, tools.line, foreign, options.wish)
         if request_id is not None:

@@ -13,7 +13,7 @@ from scx_enroll import observe, verify
 from scx_enroll.acquire import Acquisition
 from scx_enroll.config import CA
 from scx_enroll.enroll import Options, Tools, config_of, locked, site_of
-from scx_enroll.errors import ConfigError
+from scx_enroll.errors import ConfigError, EnrollError
 from scx_enroll.outcomes import Authority
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Generation
@@ -44,11 +44,16 @@ def known(root: Root, cas: Tuple[CA, ...], generations: Tuple[Generation, ...]) 
     return _distinct(found)
 
 
-def fetched(root: Root, cas: Tuple[CA, ...], ask: Callable[[CA], Authority]) -> Tuple[Trusted, ...]:
-    """Return what the CAs send as their own chains; what leads to no root of issuer-trust is not trusted yet."""
+def fetched(root: Root, cas: Tuple[CA, ...], ask: Callable[[CA], Authority]) -> Tuple[Tuple[Trusted, ...], Tuple[EnrollError, ...]]:
+    """Return what the CAs send as their own chains, and what went wrong; what leads to no root of issuer-trust is not trusted yet."""
     found: List[Trusted] = []
+    failures: List[EnrollError] = []
     for ca in cas:
-        newest, *rest = ask(ca).chain
+        try:
+            newest, *rest = ask(ca).chain
+        except EnrollError as problem:
+            failures.append(problem)
+            continue
         try:
             anchors, _ = observe.trust(root, ca)
         except ConfigError:  # that file is what is being made
@@ -58,15 +63,17 @@ def fetched(root: Root, cas: Tuple[CA, ...], ask: Callable[[CA], Authority]) -> 
         found += [_entry("Root", der, trusted=der in anchors) for der in roots]
         way = [der for der in (newest, *verify.chain(newest, rest)) if der not in top]
         found += [_entry("CA", der, trusted=verify.leads_to((der, *rest), anchors)) for der in way]
-    return _distinct(found)
+    return _distinct(found), tuple(failures)
 
 
-def show(root: Root, options: Options, tools: Tools, name: str, *, fetch: bool) -> Tuple[Trusted, ...]:
-    """Return what to import, of every CA or of the one called `name`. With `fetch` the CA is asked; nothing is submitted."""
+def show(
+    root: Root, options: Options, tools: Tools, name: str, *, fetch: bool
+) -> Tuple[Tuple[Trusted, ...], Tuple[EnrollError, ...]]:
+    """Return what to import, of every CA or of the one called `name`, and what went wrong. With `fetch` the CA is asked."""
     config = config_of(root, options)
     if not fetch:
         site = site_of(root, tools)
-        return known(root, _chosen(Acquisition(site, config, tools.line), name), site.store.generations())
+        return known(root, _chosen(Acquisition(site, config, tools.line), name), site.store.generations()), ()
     with locked(root, options, tools) as site:
         acquisition = Acquisition(site, config, tools.line)
         return fetched(root, _chosen(acquisition, name), acquisition.authority)

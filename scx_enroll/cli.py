@@ -218,6 +218,7 @@ class _Call:
         foreign = request.load_csr(read_argument(name, MAX_ARGUMENT_BYTES), name)
         place = self.tools.store(Root("/"))
         if output is not None:  # before anything is asked for
+            self._check_output(os.path.abspath(output))
             place.check_folder(os.path.abspath(output))
         ended = self._carefully(behalf.submit, foreign, self.given["ca"] or "", self.given["adopt"])
         facts = self.report.errand_document(ended, name, self.tools.clock())
@@ -231,13 +232,31 @@ class _Call:
         say(sys.stderr, self.report.as_errand(facts))
         return int(facts["exit_status"])
 
+    @staticmethod
+    def _check_output(path: str) -> None:
+        """See that what is there may be replaced: a file with certificates, an empty one, or nothing. Raises UsageError."""
+        from scx_enroll import verify
+        from scx_enroll.rootfs import Root, read_argument
+
+        kind = Root("/").entry(path).kind
+        try:
+            data = read_argument(path, MAX_ARGUMENT_BYTES) if kind == "file" else b""
+            ours = kind == "absent" or (kind == "file" and (not data or bool(verify.read(data))))
+        except EnrollError:
+            ours = False
+        if not ours:
+            raise UsageError(f"--output {path} would replace what holds no certificate", "name a new file; without --output it is printed")
+
     def ca_cert(self) -> int:
         """Print the trust for the Management Servers."""
         from scx_enroll import cacert
 
-        found = self._carefully(cacert.show, self.given["ca"] or "", fetch=self.flag("fetch"))
-        say(sys.stdout, self.report.trust_json(found) if self.json else self.report.as_trust(found, fetched=self.flag("fetch")))
-        return 0
+        found, failures = self._carefully(cacert.show, self.given["ca"] or "", fetch=self.flag("fetch"))
+        if self.json or found:
+            say(sys.stdout, self.report.trust_json(found) if self.json else self.report.as_trust(found, fetched=self.flag("fetch")))
+        for failure in failures:
+            say(sys.stderr, self.report.failure(failure))
+        return int(failures[0].exit_status) if failures else 0
 
     def rollback(self) -> int:
         """Go back and hold."""

@@ -333,6 +333,8 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
             raise CertificateRefused(f"{name} refused: {'; '.join(m.detail for m in wrong)}", wrong[0].hint)
         origin = j.Origin(obtained=now, first=not store.generations(), how="file")
         generation = generation_of(leaf, verify.chain(leaf, rest), origin)
+        if seen.running and seen.certificate != verify.facts(leaf).leaf:
+            activate.within_budget(site, 2)  # what is refused now must not be installed by a later run
         store.add_generation(generation)
         message = f"generation {generation.id} was installed by the operator instead"
         issued = verify.facts(leaf).not_before

@@ -25,7 +25,7 @@ RESTARTS_PER_DAY = 6
 REQUEST: Mapping[str, Mapping[str, str]] = MappingProxyType({
     "none": {"submit": "submitting", "identified": "submitted"},
     "submitting": {"identified": "submitted", "unsent": "none", "refused": "none", "lost": "doubtful"},
-    "submitted": {"obtained": "none", "refused": "none", "abandoned": "none"},
+    "submitted": {"identified": "submitted", "mistaken": "doubtful", "obtained": "none", "refused": "none", "abandoned": "none"},
     "doubtful": {"submit": "submitting", "identified": "submitted", "abandoned": "none"},
 })
 
@@ -73,6 +73,7 @@ class Request:
     tries: int = 0  # POSTs of this CSR
     next: int = 0  # not polled or repeated before
     pending: bool = False  # a page said that it waits for a person
+    adopted: bool = False  # the ID is the operator's word, which the key of the certificate has not confirmed yet
     answered: bool = False  # a whole page answered the POST and was not understood: sent again, it may only be stored again
     inputs: str = ""  # hash of what it was made from
     why: str = ""

@@ -129,6 +129,6 @@ def by_a_person(outcome: Union[Denied, Revoked, Gone]) -> bool:
 
 def sentence(outcome: Outcome) -> str:
     """Say why there is no certificate yet."""
-    if isinstance(outcome, Gone):
-        return "the CA does not know it"
+    if isinstance(outcome, (Gone, Revoked)):
+        return "the CA does not know it" if isinstance(outcome, Gone) else "it was revoked"
     return outcome.where if isinstance(outcome, Unknown) else str(getattr(outcome, "reason", ""))

@@ -142,7 +142,9 @@ class Records:
         budget = self.store.budget.kept(now)
         self.store.save_budget(replace(budget, submissions=(*budget.submissions, j.Submission(now, counts=True))))
 
-    def unspend(self) -> None:
-        """The last submission surely issued nothing; it still is a submission."""
-        *earlier, last = self.store.budget.submissions
-        self.store.save_budget(replace(self.store.budget, submissions=(*earlier, replace(last, counts=False))))
+    def unspend(self, since: int) -> None:
+        """The submission of that time surely issued nothing; it still is a submission."""
+        budget = self.store.budget
+        spent = tuple(replace(s, counts=False) if s.at == since else s for s in budget.submissions)
+        if spent != budget.submissions:
+            self.store.save_budget(replace(budget, submissions=spent))

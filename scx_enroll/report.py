@@ -4,6 +4,7 @@ docs/status.md lists the document's keys. Everything is returned as text; nothin
 """
 
 import json
+import shlex
 import time
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
@@ -170,7 +171,9 @@ def as_status(facts: Mapping[str, Any]) -> str:
         how = "pending" if request["pending"] else request["state"]
         rows.append(["request", f"{how}, {known}, at {request['ca']}, since {when(request['since'])}"])
     rows += [["CA", f"{ca['server']}, {when(ca['time'])}: {ca['message']}"] for ca in facts["cas"]]
-    rows += [["waiting", f"{w['ca'] or 'any CA'}: {w['message']}; until {when(w['until'])}"] for w in facts["waiting_for"]]
+    for w in facts["waiting_for"]:
+        until = when(w["until"]) if w["until"] else "the configuration, the key or the password changes"
+        rows.append(["waiting", f"{w['ca'] or 'any CA'}: {w['message']}; until {until}"])
     if facts["hold"]:
         rows.append(["hold", facts["hold"]])
     budget = facts["budget"]
@@ -229,7 +232,7 @@ def errand_document(ended: Ended, name: str, now: int) -> Dict[str, Any]:
         "exit_status": ended.status,
         "name": ended.spec.fqdn,
         "reason": shown.message if shown else step.reason if step.status else f"a valid certificate for {ended.spec.fqdn} is held",
-        "hint": hint.replace("scx-enroll run", f"scx-enroll submit {name}"),
+        "hint": hint.replace("scx-enroll run", f"scx-enroll submit {shlex.quote(name)}"),
         "until": step.until,
         "request": _request(ended.journal.request),
         "facts": _certificate(verify.facts(verify.read(one.certificate)[0])) if one else None,
@@ -266,10 +269,10 @@ def as_trust(found: Sequence[Trusted], *, fetched: bool) -> str:
         )
     lines = []
     if fetched and not all(one.trusted for one in found):
-        lines.append("This came from the CA's web server and proves nothing. Compare SHA-256 with the people who run the PKI. Then put the")
-        lines.append("root, and nothing else, into the file that issuer-trust names.")
-    if not fetched and not any(one.store == "CA" for one in found):
-        lines.append("No intermediate is known yet. Where the PKI has one, it is known after the first run; or: scx-enroll ca-cert --fetch")
+        lines.append("This came from the CA's web server and proves nothing. Compare SHA-256 with the people who run the PKI. Then add the")
+        lines.append("root to the file that issuer-trust names; those that are there stay as long as certificates lead to them.")
+    if not fetched:
+        lines.append("Intermediates are known after the first certificate from a CA. All that a CA has now: scx-enroll ca-cert --fetch")
     lines.append("Save each block under its name on every Management Server and gateway of the resource pool. There, as administrator:")
     lines += [f"certutil -addstore -f {one.store} {one.file}" for one in found]
     return "\n".join([*parts, *lines]) + "\n"

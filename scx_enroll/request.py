@@ -110,12 +110,16 @@ def spki_of(key_or_certificate: Any) -> str:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A certificate request that another host made: as PEM, what it asks for, its public key, and the SHA-256 of its DER."""
+    """A certificate request that another host made: as PEM, what it asks for, its public key, and the SHA-256 of its DER.
+
+    `key` is its kind, as "rsa:3072" or "ec:secp256r1".
+    """
 
     pem: bytes
     spec: RequestSpec
     spki: str
     digest: str
+    key: str
 
 
 def load_csr(data: bytes, name: str) -> Foreign:
@@ -130,11 +134,13 @@ def load_csr(data: bytes, name: str) -> Foreign:
         csr: Any = x509.load_der_x509_csr(der)
         sound = csr.is_signature_valid and len(blocks) < 2  # which of two is meant?
         spki, sans, common = spki_of(csr), _names_asked(csr), [str(a.value) for a in csr.subject if a.oid.dotted_string == "2.5.4.3"]
-        made = csr.public_bytes(Encoding.PEM)
+        made, key = csr.public_bytes(Encoding.PEM), kind_of(csr.public_key())
     except Exception as problem:
         raise UsageError(f"{name} holds no certificate request that can be read", hint) from problem
     if not sound:
         raise UsageError(f"{name} holds more than one request, or its signature is wrong: it was damaged on its way", hint)
+    if key.partition(":")[0] not in ("rsa", "ec"):
+        raise UsageError(f"the key of {name} is {key}: AD CS takes RSA, and the NIST curves", hint)
     fitting = [cn for cn in common if "." in cn] or common or list(sans)
     if not fitting:
         raise UsageError(f"{name} asks for no name", hint)
@@ -143,7 +149,17 @@ def load_csr(data: bytes, name: str) -> Foreign:
         spec = RequestSpec(fqdn, tuple(check_dns_name(san, name) for san in sans))
     except ConfigError as problem:
         raise UsageError(problem.message, "make the request for the name that the Management Server connects to") from problem
-    return Foreign(made, spec, spki, hashlib.sha256(der).hexdigest())
+    if sans and fqdn not in spec.alternative_names:
+        raise UsageError(f"the SAN of {name} lacks its CN {fqdn}, so the certificate would not be for that name", hint)
+    return Foreign(made, spec, spki, hashlib.sha256(der).hexdigest(), key)
+
+
+def kind_of(public_key: Any) -> str:
+    """Return the kind of a public key: "rsa:3072", "ec:secp256r1", "ed25519"."""
+    if hasattr(public_key, "curve"):
+        return f"ec:{public_key.curve.name}"
+    kind = type(public_key).__name__.strip("_").replace("PublicKey", "").lower()
+    return f"{kind}:{public_key.key_size}" if hasattr(public_key, "key_size") else kind
 
 
 def _names_asked(csr: Any) -> Tuple[str, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from scx_enroll.errors import CertificateRefused, ConfigError
-from scx_enroll.request import RequestSpec, spki_of
+from scx_enroll.request import RequestSpec, kind_of, spki_of
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -213,11 +213,7 @@ def _common_names(certificate: Certificate) -> Tuple[str, ...]:
 
 
 def _key(certificate: Certificate) -> str:
-    key: Any = certificate.public_key()
-    if hasattr(key, "curve"):
-        return f"ec:{key.curve.name}"
-    kind = type(key).__name__.strip("_").replace("PublicKey", "").lower()
-    return f"{kind}:{key.key_size}" if hasattr(key, "key_size") else kind
+    return kind_of(certificate.public_key())
 
 
 def _shown(text: str) -> str:
@@ -278,9 +274,15 @@ def _check_signature(certificate: Certificate, _: _Asked) -> _Findings:
 
 
 def _check_strength(certificate: Certificate, asked: _Asked) -> _Findings:
-    key, minimum = _key(certificate), asked.rules.minimum_key or f"rsa:{MIN_RSA_BITS}"
-    if _strength(key) < _strength(minimum):
-        yield f"key is {key}, weaker than {minimum}", "make a stronger key"
+    problem = weakness(_key(certificate), asked.rules)
+    if problem:
+        yield problem, "make a stronger key"
+
+
+def weakness(key: str, rules: Rules) -> str:
+    """Return why a key of that kind is too weak, "" if it isn't."""
+    minimum = rules.minimum_key or f"rsa:{MIN_RSA_BITS}"
+    return f"key is {key}, weaker than {minimum}" if _strength(key) < _strength(minimum) else ""
 
 
 def _strength(key: str) -> int:

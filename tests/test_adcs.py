@@ -321,6 +321,72 @@ def test_taking_over_beside_a_request_that_waits_is_refused(scene: Host) -> None
     assert scene.adopt(1).status == 7, "its own ID is a poll"
 
 
+@pytest.mark.parametrize("fate", ["pending-then-issued", "pending-then-denied", "denied", "revoked"])
+def test_a_wrong_id_named_by_the_operator_does_not_cost_the_right_one(scene: Host, fate: str) -> None:
+    """Of a pending or denied row nobody can tell whose it is: the doubt comes back, and no second certificate is asked for."""
+    ca = scene.cas[0]
+    ca.switches.update({"lost": "after", "lost_times": 1})
+    assert scene.run().status == 5
+    ca.switches.mode = "pending" if fate.startswith("pending") else "issue"
+    other = ca.authority.submit(foreign_csr(), "SCXAgent")
+    ca.switches.mode = "issue"
+    posts = ca.count_post
+    if fate == "denied":
+        ca.authority.rows[other.id].certificate = None
+        ca.authority.deny(other.id)
+    if fate == "revoked":
+        ca.authority.revoke(other.id)
+    ended = scene.adopt(other.id)
+    if fate.startswith("pending"):
+        assert ended.status == 7
+        ca.authority.approve(other.id) if fate.endswith("issued") else ca.authority.deny(other.id)
+        scene.passes(600)
+        assert scene.run().status in (5, 6)
+    else:
+        assert ended.status == 6
+        assert "nothing was changed" in ended.message
+        assert ": ;" not in ended.message
+    assert requests_of(scene).state == "doubtful"
+    assert ca.count_post == posts
+    assert scene.adopt(1).status == 0
+    assert ca.count_post == posts
+
+
+def test_another_id_may_be_named_while_the_first_is_not_confirmed(scene: Host) -> None:
+    """A wrong digit is mended at once; nobody has to deny a stranger's request for it."""
+    ca = scene.cas[0]
+    ca.switches.update({"lost": "after", "lost_times": 1})
+    assert scene.run().status == 5
+    ca.switches.mode = "pending"
+    other = ca.authority.submit(foreign_csr(), "SCXAgent")
+    assert scene.adopt(other.id).status == 7
+    assert scene.adopt(1).status == 0
+    assert ca.authority.issued == 1
+
+
+def test_a_revocation_seen_while_an_id_is_named_is_kept(scene: Host) -> None:
+    """The CA said it, so what is in service is not called valid any more."""
+    ca = scene.cas[0]
+    assert scene.run().status == 0
+    ca.authority.revoke(1)
+    assert scene.adopt(1).status == 0
+    assert ca.authority.issued == 2
+    assert scene.installed == fingerprint(ca.authority.rows[2].certificate or b"")
+
+
+def test_requests_that_a_manager_denied_cost_no_certificates_of_the_day(scene: Host) -> None:
+    """They issued nothing: three mistakes of an operator must not block the host for a day."""
+    ca = scene.cas[0]
+    for number in range(1, 5):
+        ca.switches.mode = "pending"
+        assert scene.run(renew=True).status == 7
+        ca.authority.deny(number)
+        assert scene.run(now=True).status == 6
+    ca.switches.mode = "issue"
+    assert scene.run(renew=True).status == 0
+    assert ca.count_post == 5
+
+
 def test_taking_over_at_one_of_several_cas_needs_its_name(both: Host) -> None:
     """The same ID is another certificate at another CA."""
     first, second = turns_to(both)

@@ -120,11 +120,12 @@ def test_a_second_call_prints_the_same_without_asking_anybody(gateway: Gateway) 
 def test_the_file_asked_for_is_written_whole_or_not_at_all(gateway: Gateway) -> None:
     """An empty file from a redirection would be installed by the next script."""
     csr, output = gateway.csr(), gateway.folder / "out.pem"
-    output.write_text("what was there")
+    before = verify.pem(gateway.ca.authority.newest.der).decode()
+    output.write_text(before)
     gateway.ca.switches.mode = "pending"
     ran = gateway.command("submit", str(csr), "--output", str(output))
     assert ran.returncode == 7
-    assert output.read_text() == "what was there"
+    assert output.read_text() == before
     gateway.ca.authority.approve(1)
     ran = gateway.command("submit", str(csr), "--now", "--output", str(output))
     assert (ran.returncode, ran.stdout) == (0, "")
@@ -140,6 +141,39 @@ def test_an_output_that_can_not_be_written_is_told_before_anything_is_asked_for(
     assert ran.returncode == 12
     assert "hint: " in ran.stderr
     assert gateway.ca.count_get == gateway.ca.count_post == 0
+
+
+@pytest.mark.parametrize("what", ["device", "pipe", "folder", "link", "key", "request"])
+def test_an_output_never_replaces_what_holds_no_certificate(gateway: Gateway, what: str) -> None:
+    """A typing error must not cost a key, nor root's /dev/null its life."""
+    csr, output = gateway.csr(), gateway.folder / "out"
+    if what == "device":
+        os.mknod(output, 0o600 | 0o020000, os.makedev(1, 3)) if os.geteuid() == 0 else output.symlink_to("/dev/null")
+    elif what == "pipe":
+        os.mkfifo(output)
+    elif what == "folder":
+        output.mkdir()
+    elif what == "link":
+        output.symlink_to(gateway.folder / "elsewhere")
+    elif what == "key":
+        output.write_text("-----BEGIN PRIVATE KEY-----\nMII\n-----END PRIVATE KEY-----\n")
+    else:
+        output = csr
+    before = os.lstat(output)
+    ran = gateway.command("submit", str(csr), "--output", str(output))
+    assert ran.returncode == 2
+    assert "would replace" in ran.stderr
+    assert (os.lstat(output).st_ino, os.lstat(output).st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert gateway.ca.count_get == gateway.ca.count_post == 0
+
+
+def test_a_weak_key_is_told_before_anything_is_sent(gateway: Gateway) -> None:
+    """The certificate would be refused here: better before it is issued."""
+    gateway.configure("[agent]\nminimum-key = ec:secp384r1\n")
+    ran = gateway.command("submit", str(gateway.csr()))
+    assert ran.returncode == 2
+    assert "weaker than ec:secp384r1" in ran.stderr
+    assert gateway.ca.count_get == 0
 
 
 def test_what_is_kept_of_one_request_is_bounded_and_this_hosts_own_state_untouched(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,21 @@ def test_an_intermediate_that_is_not_known_yet_is_said(tmp_path: Path) -> None:
         assert "ca-cert --fetch" in ran.stdout
 
 
+def test_one_ca_that_does_not_answer_does_not_hide_the_others(tmp_path: Path) -> None:
+    """What can be had is shown; the failure is told, and is the status."""
+    with Gateway(tmp_path) as gateway, LabCA(tmp_path / "two", name="Second CA") as second:
+        shutil.copy(second.issuer_trust, gateway.etc / "two.pem")
+        conf = (gateway.etc / "scx-enroll.conf").read_text().replace("[ca]", "[ca one]")
+        (gateway.etc / "scx-enroll.conf").write_text(
+            conf + f"[ca two]\nserver = {second.server}\ntemplate = T\nauth = basic\nuser = u\nissuer-trust = /etc/scx-enroll/two.pem\n"
+            "password-file = /etc/scx-enroll/password\nserver-trust = /etc/scx-enroll/server-trust.pem\n"
+        )
+        ran = gateway.command("ca-cert", "--fetch")
+        assert ran.returncode == 5
+        assert [der for store, _, der in told(ran.stdout) if store == "Root"] == list(gateway.ca.authority.roots)
+        assert second.server in ran.stderr
+
+
 def test_what_the_ca_sends_is_not_trusted_before_a_person_compared_it(tmp_path: Path) -> None:
     """That is how issuer-trust is made; nothing is written anywhere by it."""
     with Gateway(tmp_path) as gateway:

@@ -292,6 +292,21 @@ def test_a_request_for_what_can_be_no_agents_name(tmp_path, subject, why):
         load_csr(openssl_csr(tmp_path, subject), "r.csr")
 
 
+def test_a_request_whose_san_lacks_its_cn(tmp_path):
+    """It is told as what it is, a wrong request; not afterwards as a wrong template."""
+    csr = openssl_csr(tmp_path, f"/CN={HOST}", "-addext", "subjectAltName=DNS:other.corp.example")
+    with pytest.raises(UsageError, match="lacks its CN"):
+        load_csr(csr, "r.csr")
+
+
+def test_a_request_for_a_key_that_ad_cs_does_not_know():
+    """AD CS knows RSA and the NIST curves."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
+    csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(ed25519.Ed25519PrivateKey.generate(), None)
+    with pytest.raises(UsageError, match="ed25519"):
+        load_csr(csr.public_bytes(serialization.Encoding.PEM), "r.csr")
+
+
 def test_a_request_for_a_name_in_the_san_only(tmp_path):
     """Some tools leave the subject empty."""
     csr = openssl_csr(tmp_path, "/O=Corp", "-addext", f"subjectAltName=DNS:{HOST},DNS:other.corp.example,IP:192.0.2.7")
