@@ -12,7 +12,7 @@ from scx_enroll import observe, outcomes, pace, verify
 from scx_enroll.activate import Site
 from scx_enroll.case import Step, Wish
 from scx_enroll.config import CA, Config
-from scx_enroll.errors import CARefused, CAUnreachable, CertificateRefused, ConfigError, HostError, UsageError
+from scx_enroll.errors import CARefused, CAUnreachable, CertificateRefused, ConfigError, EnrollError, HostError, UsageError
 from scx_enroll.pace import Held
 from scx_enroll.records import Line, Records
 from scx_enroll.request import RequestSpec
@@ -51,6 +51,7 @@ class Acquisition:
         self.config = config
         self.records = Records(site, config, line)
         self.pool: Tuple[bytes, ...] = ()
+        self.obtained = False  # by the last act
 
     def ca(self, server: str) -> CA:
         """Return the configured CA at that server."""
@@ -69,7 +70,7 @@ class Acquisition:
     def authority(self, ca: CA) -> outcomes.Authority:
         """Ask a CA for its own certificates: this sends nothing. Raises what went wrong; and ConfigError, HostError."""
         self.records.check_secret(ca)
-        answer = self._authority(self._connect(ca), ca)
+        answer = self._authority(self.connect(ca), ca)
         if isinstance(answer, outcomes.Authority):
             return answer
         self._missed(ca, answer)
@@ -79,7 +80,8 @@ class Acquisition:
         """See that a conversation could begin: password and trust are readable. Raises ConfigError, HostError; sends nothing."""
         self.records.line.connect(self.site.root, self.ca(server))
 
-    def _connect(self, ca: CA) -> "cas.Conversation":
+    def connect(self, ca: CA) -> "cas.Conversation":
+        """Begin a conversation; the network is not touched yet. Raises ConfigError, HostError."""
         self.site.waiting(f"waiting for {ca.server}")
         return self.records.line.connect(self.site.root, ca)
 
@@ -121,27 +123,30 @@ class Acquisition:
         A CA that failed is not asked again in this run, whatever was wished. `still_due` is asked once the CA's chain is
         known, before anything is sent: with it, what is held may turn out to be valid.
         """
-        if step.action == "submit":
-            sent = self._submit(step.ca, want, wish, still_due)
-            if self.records.failure:
-                return replace(wish, tried=(*wish.tried, step.ca))
-            return replace(wish, now=False, renew=False) if sent else wish
-        ACTS[step.action](self, step, want)
-        return replace(wish, now=False) if step.action == "poll" else wish
+        earlier, self.records.failure, self.obtained = self.records.failure, None, False
+        server = step.ca or self.store.journal.request.ca
+        sent = ACTS[step.action](self, step, want, wish, still_due)
+        done = sent or self.obtained
+        if self.records.failure:
+            wish = replace(wish, tried=(*wish.tried, server))
+        elif not done:
+            self.records.failure = earlier
+        return replace(wish, now=wish.now and not done and step.action != "poll", renew=wish.renew and not done)
 
-    def _submit(self, server: str, want: Want, wish: Wish, still_due: Callable[[], bool]) -> bool:
+    def _submit(self, step: Step, want: Want, wish: Wish, still_due: Callable[[], bool]) -> bool:
         """Preflight, then one POST of a new CSR; says whether it was sent."""
-        self.records.failure = None
-        ca = self.ca(server)
+        ca = self.ca(step.ca)
         self.store.check_state()
-        conversation = self._connect(ca)
+        conversation = self.connect(ca)
         if not self._preflight(conversation, ca, want, wish) or not still_due():
             return False
         csr = want.csr()
         now = self.site.clock()
         self.records.spend(now)
-        self.store.request("submit", ca=ca.server, csr=csr.decode(), spki=want.spki, since=now, tries=1, next=0, inputs=want.inputs)
-        self._record(conversation.submit(csr, self._identified), want, ca, posted=True)
+        self.store.request(
+            "submit", ca=ca.server, csr=csr.decode(), spki=want.spki, since=now, tries=1, next=0, inputs=want.inputs, names=want.spec.dns_names
+        )
+        self.record(conversation.submit(csr, self._identified), want, ca, posted=True)
         return True
 
     def _preflight(self, conversation: "cas.Conversation", ca: CA, want: Want, wish: Wish) -> bool:
@@ -152,19 +157,10 @@ class Acquisition:
             self.records.fail(ca, want.inputs, *answer)
             return False
         contact = next(known for known in self.store.journal.contacts if known.ca == ca.server)
-        if not contact.trusted:
-            self.records.met(ca, ConfigError.exit_status, f"its certificate leads to no root in {ca.issuer_trust}")
-            raise ConfigError(
-                f"the CA certificate of {ca.server} does not lead to a root in {ca.issuer_trust}; nothing was sent",
-                "compare its fingerprint (scx-enroll ca-cert --fetch), then add the root of that CA's PKI there",
-            )
-        skew_s = abs(answer.date - self.site.clock()) if answer.date is not None else 0
-        if skew_s > MAX_CLOCK_SKEW_S:
-            self.records.met(ca, HostError.exit_status, f"its clock and this host's are {skew_s} s apart")
-            raise HostError(
-                f"this host's clock and that of {ca.server} are {skew_s} s apart; nothing was sent",
-                "set the clock (chrony, systemd-timesyncd), then run again",
-            )
+        problem = self._unfit(ca, contact, answer)
+        if problem:  # another CA may do
+            self.records.fail(ca, want.inputs, "soon", problem)
+            return False
         self.pool = answer.chain
         best = max((held.not_after for held in want.held if not held.mismatches), default=0)
         if best and not wish.renew and contact.ends <= best:
@@ -173,102 +169,86 @@ class Acquisition:
             return False
         return True
 
-    def _repeat(self, _step: Step, want: Want) -> None:
+    def _unfit(self, ca: CA, contact: j.Contact, answer: outcomes.Authority) -> Optional[EnrollError]:
+        """Return why nothing is sent to a CA that answers: its chain, or the clocks."""
+        if not contact.trusted:
+            return ConfigError(
+                f"the CA certificate of {ca.server} does not lead to a root in {ca.issuer_trust}; nothing was sent",
+                "compare its fingerprint (scx-enroll ca-cert --fetch), then add the root of that CA's PKI there",
+            )
+        skew_s = abs(answer.date - self.site.clock()) if answer.date is not None else 0
+        if skew_s > MAX_CLOCK_SKEW_S:
+            return HostError(
+                f"this host's clock and that of {ca.server} are {skew_s} s apart; nothing was sent",
+                "set the clock (chrony, systemd-timesyncd), then run again",
+            )
+        return None
+
+    def _repeat(self, _step: Step, want: Want, *_: object) -> bool:
         """Send the CSR of a doubtful request once more, so that either certificate fits."""
         entry = self.store.journal.request
         ca = self.ca(entry.ca)
-        conversation = self._connect(ca)
+        conversation = self.connect(ca)
         self.records.spend(self.site.clock())
         self.store.request("submit", tries=entry.tries + 1)
-        self._record(conversation.submit(entry.csr.encode(), self._identified), want, ca, posted=True)
+        self.record(conversation.submit(entry.csr.encode(), self._identified), want, ca, posted=True)
+        return False
 
-    def _poll(self, _step: Step, want: Want) -> None:
+    def _poll(self, _step: Step, want: Want, *_: object) -> bool:
         """Ask what became of a request; GETs only."""
         entry = self.store.journal.request
         ca = self.ca(entry.ca)
-        self._record(self._connect(ca).fetch(entry.id or 0), want, ca, posted=False)
+        self.record(self.connect(ca).fetch(entry.id or 0), want, ca, posted=False)
+        return False
 
-    def _abandon(self, step: Step, want: Want) -> None:
+    def _abandon(self, step: Step, want: Want, *_: object) -> bool:
         """Give a request up; where another CA is to serve, this one is not asked again for the same."""
         if step.ca:
             self.records.fail(self.ca(step.ca), want.inputs, "changed", CARefused(step.reason, step.hint), event="abandoned")
         else:
             self.store.request("abandoned")
+        return False
 
-    def _lost(self, step: Step, _want: Want) -> None:
+    def _lost(self, step: Step, _want: Want, *_: object) -> bool:
         """A run was killed between the record and the answer."""
         self.records.doubt(step.reason, answered=False)
+        return False
 
-    def _question(self, step: Step, want: Want) -> None:
+    def _question(self, step: Step, want: Want, *_: object) -> bool:
         """Ask whether the certificate in service was revoked, and look at the CA's own: what fails is asked again tomorrow."""
         ca, now = self.ca(step.ca), self.site.clock()
         held = next(held for held in want.held if held.id == step.generation)
         self.store.update(question=now + j.DAY_S)  # whatever comes: not again at every run
-        conversation = self._connect(ca)
+        conversation = self.connect(ca)
         answer = self._authority(conversation, ca)
         if not isinstance(answer, outcomes.Authority):
             self._missed(ca, answer)
-            return
+            return False
         outcome = conversation.fetch(held.request_id)
         if isinstance(outcome, outcomes.Revoked):
-            self._revoked(ca, held)
+            self.note_revoked(ca, held)
         elif isinstance(outcome, outcomes.Certificate):
             same = verify.facts(outcome.leaf).leaf == held.leaf
             what = "is in force" if same else "is not the one in service: was the CA rebuilt, or restored?"
             message = f"the certificate of request ID {held.request_id} {what}"
             self.store.update(question=now + pace.WEEK_S, contacts=self.records.contacts(ca, 0, message))
         else:
-            message = f"it did not tell whether request ID {held.request_id} was revoked"
-            self.records.met(ca, 0, message)
+            why = f": {self.records.unrecognised(outcome, ca).message}" if isinstance(outcome, outcomes.Unknown) else ""
+            self.records.met(ca, 0, f"it did not tell whether request ID {held.request_id} was revoked{why}")
+        return False
 
-    def _revoked(self, ca: CA, held: Held) -> None:
+    def note_revoked(self, ca: CA, held: Held) -> None:
+        """The CA called this certificate revoked: it is not valid any more, whatever its dates say."""
         kept = (*self.store.journal.revoked, held.id)[-KEPT_REVOKED:]
         message = f"the certificate of request ID {held.request_id} was revoked"
         self.store.update(revoked=kept, contacts=self.records.contacts(ca, CARefused.exit_status, message))
-
-    # -- the operator knows the request ID ----------------------------------------------------------------------------
-
-    def adopt(self, request_id: int, server: str, want: Want) -> None:
-        """Take a request ID from the operator for what is wanted; afterwards it is obtained, or waited for.
-
-        `server`: "" for the CA of the doubtful request, or the only one. Raises UsageError where it can't be meant,
-        CertificateRefused for a certificate of another key, and what the CA says else; then nothing has changed.
-        """
-        if self.store.journal.request.state == "submitting":
-            self.records.doubt("an earlier run was killed while it submitted a request", answered=False)
-        entry = self.store.journal.request
-        if entry.state == "submitted" and not entry.adopted and (entry.id, server or entry.ca) != (request_id, entry.ca):
-            raise UsageError(f"request ID {entry.id} at {entry.ca} is waited for already, and it is this host's", "it goes on by itself")
-        server = server or entry.ca or (self.config.cas[0].server if len(self.config.cas) == 1 else "")
-        if not server or (entry.ca and server != entry.ca):
-            raise UsageError("several CAs are configured" if not server else f"the request was sent to {entry.ca}", "say which: --ca NAME")
-        ca = self.ca(server)
-        self.pool = self.authority(ca).chain
-        outcome = self._connect(ca).fetch(request_id)
-        what, look = f"request ID {request_id} at {server}", f"look on {server} for the right one: requester, time, and the names asked for"
-        if isinstance(outcome, outcomes.Certificate) and verify.facts(outcome.leaf).spki != want.spki:
-            subject = verify.facts(outcome.leaf).subject
-            raise CertificateRefused(f"{what} is not for this key: its certificate is for {subject}; nothing was changed", look)
-        known = next((held for held in want.held if (held.ca, held.request_id) == (server, request_id)), None)
-        if isinstance(outcome, outcomes.Revoked) and known:
-            self._revoked(ca, known)
-            return
-        if not isinstance(outcome, (outcomes.Certificate, outcomes.Pending)):
-            raise CARefused(f"{what} brings no certificate: {outcomes.sentence(outcome)}; nothing was changed", look)
-        now = self.site.clock()
-        self.store.update(request=replace(
-            entry, state=j.step(j.REQUEST, entry.state, "identified"), ca=server, id=request_id, spki=want.spki, inputs=want.inputs,
-            since=now if entry.state == "none" else entry.since, next=0, why="", pending=False,
-            adopted=entry.adopted if entry.state == "submitted" else True,
-        ))
-        self._record(outcome, want, ca, posted=False)
 
     # -- records ------------------------------------------------------------------------------------------------------
 
     def _identified(self, request_id: int) -> None:
         self.store.request("identified", id=request_id, next=0)
 
-    def _record(self, outcome: outcomes.Outcome, want: Want, ca: CA, *, posted: bool) -> None:
+    def record(self, outcome: outcomes.Outcome, want: Want, ca: CA, *, posted: bool) -> None:
         """Record what the CA said of the request. What can't be told leaves the request as it is. `posted`: just now."""
         entry, now = self.store.journal.request, self.site.clock()
         nameless = entry.state == "submitting"  # no page has shown an ID
@@ -295,7 +275,8 @@ class Acquisition:
                 self.records.unspend(entry.since)
             self.records.fail(ca, inputs, *outcomes.unavailable(outcome), event="unsent" if entry.tries == 1 else "lost")
         elif isinstance(outcome, outcomes.Unavailable) and outcome.kind.startswith("signin"):
-            self.records.fail(ca, inputs, *outcomes.unavailable(outcome))
+            self.store.update(request=replace(entry, next=now + pace.poll_after(now - entry.since)))
+            self.records.fail(ca, want.inputs, *outcomes.unavailable(outcome))
         else:
             self._unread(outcome, ca, nameless=nameless)
 
@@ -332,30 +313,43 @@ class Acquisition:
             message = f"{what} at {ca.server} is somebody else's now, {facts.subject}: was the CA rebuilt or restored?"
             self.records.fail(ca, inputs, "later", CARefused(message, "a new request follows by itself"), event="refused")
             return
-        pool = (*outcome.bag, *self.pool)
+        pool = (*outcome.bag, *self.pool, *observe.known_chains(self.store.generations()))
         wrong = want.judge(ca, outcome.leaf, pool)
-        if wrong:
-            detail = "; ".join(mismatch.detail for mismatch in wrong)
-            message = f"certificate of {what} from {ca.server} refused: {detail}"
+        if _path_alone(wrong) and not self.pool:  # the chain did not come along, or not wholly
+            answer = self.connect(ca).authority()
+            if not isinstance(answer, outcomes.Authority) and not outcome.bag:
+                self._unread(outcomes.Unfetched(outcome.request_id, "its chain could not be fetched", ""), ca, nameless=False)
+                return
+            self.pool = answer.chain if isinstance(answer, outcomes.Authority) else ()
+            pool = (*pool, *self.pool)
+            wrong = want.judge(ca, outcome.leaf, pool)
+        detail = "; ".join(mismatch.detail for mismatch in wrong)
+        message = f"certificate of {what} from {ca.server} refused: {detail}" if wrong else f"it issued {what}"
+        if wrong and not _path_alone(wrong):
             self.records.fail(ca, inputs, "changed", CertificateRefused(message, wrong[0].hint), event="refused", every=True)
             return
-        now = self.site.clock()
+        now = self.site.clock()  # one that only lacks a trusted root is kept, too: it is good as soon as the trust is mended
         chain = verify.chain(outcome.leaf, (*pool, *observe.trust(self.site.root, ca)[1]))
         origin = j.Origin(ca=ca.server, request_id=outcome.request_id, obtained=now, first=not self.store.generations())
         self.store.add_generation(generation_of(outcome.leaf, chain, origin))
         state = j.step(j.REQUEST, self.store.journal.request.state, "obtained")
-        met = self.records.contacts(ca, 0, f"it issued {what}")
-        self.store.update(request=j.Request(state=state), backoffs=(), contacts=met, latch=want.latch)
-        self.records.failure = None
+        met = self.records.contacts(ca, CertificateRefused.exit_status if wrong else 0, message)
+        self.store.update(request=j.Request(state=state), backoffs=(), contacts=met, latch=want.latch if not wrong else None)
+        self.obtained = True
 
-ACTS: Mapping[str, Callable[[Acquisition, Step, Want], None]] = {
-    "repeat": Acquisition._repeat,  # noqa: SLF001 - the table of this class's own acts
+
+ACTS: Mapping[str, Callable[[Acquisition, Step, Want, Wish, Callable[[], bool]], bool]] = {
+    "submit": Acquisition._submit,  # noqa: SLF001 - the table of this class's own acts
+    "repeat": Acquisition._repeat,  # noqa: SLF001
     "poll": Acquisition._poll,  # noqa: SLF001
     "abandon": Acquisition._abandon,  # noqa: SLF001
     "lost": Acquisition._lost,  # noqa: SLF001
     "question": Acquisition._question,  # noqa: SLF001
 }
-BY_CA = ("submit", *ACTS)
+
+
+def _path_alone(wrong: Tuple[verify.Mismatch, ...]) -> bool:
+    return bool(wrong) and all(mismatch.what == "path" for mismatch in wrong)
 
 
 def generation_of(leaf: bytes, chain: Tuple[bytes, ...], origin: j.Origin) -> Generation:

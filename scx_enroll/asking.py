@@ -31,6 +31,8 @@ def _pending(case: Case) -> Optional[Step]:
         return Step("C1", "abandon", f"{what} is abandoned: that CA is not configured any more")
     if request.spki != case.seen.key:
         return Step("C1", "abandon", f"{what} is abandoned: the agent has another key now")
+    if request.names and case.seen.names and request.names != case.seen.names:
+        return Step("C1", "abandon", f"{what} is abandoned: it asks for {', '.join(request.names)}, which is not wanted any more")
     if case.now >= request.since + case.policy.pending_s:
         return Step("C1", "abandon", f"{what} is abandoned: not issued within {case.policy.pending_s // DAY_S} days")
     ends = request.since + case.policy.pending_s
@@ -103,6 +105,10 @@ def _refused(case: Case) -> Optional[Step]:
         if backoff and backoff.status == CERTIFICATE_REFUSED:
             return Step("C3", "wait", backoff.message, status=CERTIFICATE_REFUSED, hint=backoff.hint)
     last = sorted(case.seen.held, key=lambda held: held.number)[-2:]
+    if last and not case.valid and not case.wish.renew and _lacks_a_root(last[-1]) and last[-1].obtained >= case.seen.trust_changed_at:
+        what = f"the certificate of request ID {last[-1].request_id} from {last[-1].ca}"
+        hint = "see that issuer-trust holds the CA's root, and its intermediates where the CA does not send them; it is installed then"
+        return Step("C3", "wait", f"{what} is held, but refused: {last[-1].mismatches[0]}", status=CERTIFICATE_REFUSED, hint=hint)
     if len(last) == 2 and all(held.revoked for held in last) and not case.valid and not case.wish.renew:
         reason = f"the CA revoked generation {last[0].id} and then its successor {last[1].id}; no other is asked for"
         return Step("C3", "wait", reason, status=CA_REFUSED, hint=f"ask the operator of {last[1].ca} why, then: scx-enroll run --renew")
@@ -143,12 +149,13 @@ def _needed(case: Case) -> Optional[Step]:
     return Step("C4", "wait", first.message, until=until, status=first.status, hint=first.hint)
 
 
+def _lacks_a_root(held: Held) -> bool:
+    return bool(held.mismatches) and all(what.startswith("path:") for what in held.mismatches)
+
+
 def _displaced(case: Case) -> bool:
     """Say whether what is installed lost nothing but its root: the configured roots changed, the certificate did not."""
-    return any(
-        held.leaf == case.seen.certificate and held.mismatches and all(what.startswith("path:") for what in held.mismatches)
-        for held in case.seen.held
-    )
+    return any(held.leaf == case.seen.certificate and _lacks_a_root(held) for held in case.seen.held)
 
 
 def _over_budget(case: Case, row: str) -> Optional[Step]:

@@ -6,25 +6,22 @@ a new one when its renewal is due.
 """
 
 from dataclasses import dataclass, replace
-from typing import Callable, Optional, Tuple
+from typing import List, Optional, Tuple
 
+from scx_enroll import adoption, observe, plan, request, service, verify
 from scx_enroll import journal as j
-from scx_enroll import observe, plan, request, service, verify
 from scx_enroll.acquire import Acquisition, Want
 from scx_enroll.activate import Site
 from scx_enroll.asking import CA as CA_TABLE
 from scx_enroll.case import Observed, Step, Wish
 from scx_enroll.config import CA, Config
-from scx_enroll.enroll import Options, Stopped, Tools, config_of, locked
+from scx_enroll.enroll import MAX_STEPS, WAITING, Options, Stopped, Tools, config_of, locked
 from scx_enroll.errors import EnrollError, UsageError
 from scx_enroll.pace import Held
 from scx_enroll.records import Line
 from scx_enroll.request import Foreign
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Generation
-
-MAX_STEPS = 16  # every CA failing over takes fewer
-WAITING = ("wait", "nothing")
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,7 @@ class Ended:
     spec: request.RequestSpec
     journal: j.Journal
     budget: j.Budget
+    acts: Tuple[Step, ...]
     generation: Optional[Generation] = None
     failure: Optional[EnrollError] = None  # at a CA, and not made good since
 
@@ -75,38 +73,44 @@ class Errand:
 
     def _decide(self, want: Want) -> Step:
         share = observe.share_of(self.foreign.spec.fqdn)
-        seen = Observed(key=want.spki, held=want.held, live=False, inputs=want.inputs, share=share)
+        seen = Observed(key=want.spki, held=want.held, live=False, inputs=want.inputs, names=want.spec.dns_names, share=share)
         store = self.site.store
         return plan.decide(seen, self.policy, store.journal, store.budget, self.site.clock(), self.wish, CA_TABLE)
 
-    def run(self, stopping: Callable[[], bool]) -> Ended:
+    def run(self, tools: Tools) -> Ended:
         """Act until nothing can be done now. Raises what goes wrong on this host."""
+        acts: List[Step] = []
         self.acquisition.records.forget_old_secrets()
-        for _ in range(MAX_STEPS):
+        while len(acts) < MAX_STEPS + len(self.config.cas):
             want = self.want()
             step = self._decide(want)
             if step.action in WAITING:
                 self.site.store.prune()
-                return self._ended(step)
-            if stopping():
+                return self._ended(step, tuple(acts))
+            if tools.stopping():
                 raise Stopped
-            self.wish = self.acquisition.carry_out(step, want, self.wish, lambda: self._decide(self.want()).action == "submit")
-        raise EnrollError(f"no end after {MAX_STEPS} steps")
+            self.wish = self.acquisition.carry_out(step, want, self.wish, lambda: True)
+            acts.append(step)
+            tools.acted(step)
+        raise EnrollError(f"no end after {len(acts)} steps; the last one was {step.row} {step.action}: {step.reason}")
 
-    def _ended(self, step: Step) -> Ended:
+    def _ended(self, step: Step, acts: Tuple[Step, ...]) -> Ended:
         store = self.site.store
         valid = [(held, one) for held, one in self._held() if not held.mismatches]
         best = max(valid, key=lambda pair: (pair[0].not_before, pair[0].number), default=(None, None))[1]
-        return Ended(step, self.foreign.spec, store.journal, store.budget, best, self.acquisition.records.failure)
+        return Ended(step, self.foreign.spec, store.journal, store.budget, acts, best, self.acquisition.records.failure)
 
     def serve(self, name: str) -> None:
         """Turn to one CA alone, called so in the configuration. Raises UsageError."""
-        server = self.acquisition.server_of(name)
+        server, request_ = self.acquisition.server_of(name), self.site.store.journal.request
+        if request_.state != "none" and request_.ca != server:
+            what = f"request ID {request_.id}" if request_.id else "a request whose fate is doubtful"
+            raise UsageError(f"{what} is waited for at {request_.ca}, not {server}", "leave --ca out until that has ended")
         self.policy = replace(self.policy, cas=tuple(ca for ca in self.policy.cas if ca == server))
 
     def adopt(self, request_id: int, name: str) -> None:
-        """Take a request ID from the operator. Raises as `Acquisition.adopt`."""
-        self.acquisition.adopt(request_id, self.acquisition.server_of(name), self.want())
+        """Take a request ID from the operator. Raises as `adoption.adopt`."""
+        adoption.adopt(self.acquisition, request_id, self.acquisition.server_of(name), self.want())
 
 
 def submit(
@@ -124,4 +128,4 @@ def submit(
             errand.adopt(request_id, ca)
         elif ca:
             errand.serve(ca)
-        return errand.run(tools.stopping)
+        return errand.run(tools)

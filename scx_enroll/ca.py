@@ -265,8 +265,8 @@ def _unavailable(end: NoAnswer) -> Unavailable:
 
 
 def _recordable(code: int) -> bool:
-    """Whether a CA records this code with a request: FACILITY_SECURITY or FACILITY_CERT; others mean that it was not asked."""
-    return code >> 16 & 0x7FF in (9, 11)
+    """Whether a CA records this code with a request: known, of FACILITY_SECURITY or FACILITY_CERT; others mean that it was not asked."""
+    return code in hresult.TABLE and code >> 16 & 0x7FF in (9, 11)
 
 
 def _certificate(answer: Answer) -> Optional[bytes]:

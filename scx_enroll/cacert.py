@@ -55,14 +55,14 @@ def fetched(root: Root, cas: Tuple[CA, ...], ask: Callable[[CA], Authority]) -> 
             failures.append(problem)
             continue
         try:
-            anchors, _ = observe.trust(root, ca)
+            anchors, intermediates = observe.trust(root, ca)
         except ConfigError:  # that file is what is being made
-            anchors = ()
+            anchors, intermediates = (), ()
         top, _ = verify.split_trust(b"".join(map(verify.pem, (newest, *rest))), ca.server)
         roots = [der for der in top if verify.leads_to((newest, *rest), (der,))]
         found += [_entry("Root", der, trusted=der in anchors) for der in roots]
-        way = [der for der in (newest, *verify.chain(newest, rest)) if der not in top]
-        found += [_entry("CA", der, trusted=verify.leads_to((der, *rest), anchors)) for der in way]
+        way = [der for der in (newest, *verify.chain(newest, (*rest, *intermediates))) if der not in top]
+        found += [_entry("CA", der, trusted=verify.leads_to((der, *rest, *intermediates), anchors)) for der in way]
     return _distinct(found), tuple(failures)
 
 

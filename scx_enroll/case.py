@@ -29,6 +29,7 @@ class Observed:
     served: str = ""  # SHA-256 of the leaf
     process: str = "running"  # "running" | "stopped" on purpose | "died"
     inputs: str = ""  # hash of what a request is made from
+    names: Tuple[str, ...] = ()  # that the certificate shall hold
     trust_changed_at: int = 0  # when the configured roots changed last
     share: int = 0  # this host's place in the spread, 0 .. SHARES - 1
 

@@ -82,6 +82,7 @@ class _Call:
         wish = Wish(now=self.flag("now"), renew=self.flag("renew"))
         self.options = enroll.Options(self.given.get("config", ""), wish, self.given.get("wait", 0.0))
         self.signals = signals
+        self.told: Any = sys.stdout  # where acts are told
         self.tools = enroll.Tools(waiting=_progress(verbose=self.flag("verbose")), acted=self._acted, stopping=lambda: signals.caught != 0)
 
     def flag(self, name: str) -> bool:
@@ -90,7 +91,7 @@ class _Call:
 
     def _acted(self, step: Any) -> None:
         if not self.json:
-            say(sys.stdout, self.report.acted(step, verbose=self.flag("verbose")))
+            say(self.told, self.report.acted(step, verbose=self.flag("verbose")))
 
     def end(self, result: Any) -> int:
         """Publish and show the end of a run; returns its exit status."""
@@ -220,7 +221,11 @@ class _Call:
         if output is not None:  # before anything is asked for
             self._check_output(os.path.abspath(output))
             place.check_folder(os.path.abspath(output))
-        ended = self._carefully(behalf.submit, foreign, self.given["ca"] or "", self.given["adopt"])
+        self.told = sys.stderr  # standard output is the certificate's
+        try:
+            ended = self._carefully(behalf.submit, foreign, self.given["ca"] or "", self.given["adopt"])
+        except EnrollError as error:
+            raise type(error)(error.message, self.report.for_errand(error.hint, name)) from error
         facts = self.report.errand_document(ended, name, self.tools.clock())
         pems = (facts["certificate"] or "") + facts["chain"]
         if output is not None and pems:

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Callable, Iterator, List, Mapping, Optional, Tuple, TypeVar
 
-from scx_enroll import activate, observe, plan, request, service, transaction, verify
+from scx_enroll import activate, adoption, observe, plan, request, service, transaction, verify
 from scx_enroll import agent as agents
 from scx_enroll import config as configs
 from scx_enroll import journal as j
-from scx_enroll.acquire import BY_CA, Acquisition, Want, generation_of
+from scx_enroll.acquire import ACTS as CA_ACTS
+from scx_enroll.acquire import Acquisition, Want, generation_of
 from scx_enroll.activate import Site
 from scx_enroll.case import Step, Wish
 from scx_enroll.config import CA, Config
@@ -24,7 +25,7 @@ from scx_enroll.rootfs import Root
 from scx_enroll.service import Patience
 from scx_enroll.store import Generation, Store
 
-MAX_STEPS = 16  # the longest way, with every CA failing over, takes fewer
+MAX_STEPS = 16  # the longest way takes fewer, but for one more with each CA that fails
 WAITING = ("wait", "hold", "nothing")
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ class Result:
     generations: Tuple[Generation, ...]
     acts: Tuple[Step, ...] = ()
     failure: Optional[EnrollError] = None  # at a CA, and not made good since
+    errands: Tuple[j.Request, ...] = ()  # of other hosts, not settled
 
     @property
     def status(self) -> int:
@@ -120,13 +122,13 @@ class Run:
         """Say how it stands; `view`: as seen just now, else it looks once more."""
         view, store = view or self.look(), self.site.store
         step, failure = self.decide(view), self.acquisition.records.failure
-        return Result(step, view, store.journal, store.budget, store.generations(), acts, failure)
+        return Result(step, view, store.journal, store.budget, store.generations(), acts, failure, store.waiting_errands())
 
     def converge(self, *done: Step) -> Result:
         """Act until nothing can be done now; `done` was done already. Raises what goes wrong on this host."""
         acts: List[Step] = list(done)
         self.acquisition.records.forget_old_secrets()
-        while len(acts) < MAX_STEPS:
+        while len(acts) < MAX_STEPS + len(self.config.cas):
             view = self.look()
             step = self.decide(view)
             if step.action in WAITING:
@@ -138,7 +140,7 @@ class Run:
             ACTS[step.action](self, view, step)
             acts.append(step)
             self.tools.acted(step)
-        raise EnrollError(f"no end after {MAX_STEPS} steps; the last one was {step.row} {step.action}: {step.reason}")
+        raise EnrollError(f"no end after {len(acts)} steps; the last one was {step.row} {step.action}: {step.reason}")
 
     def _clear_strays(self, view: View) -> None:
         """Remove what a killed run left on its way in the agent's folder."""
@@ -203,6 +205,10 @@ class Run:
 
     def _check_agent(self, view: View) -> None:
         agent, root = view.ready.agent, self.site.root
+        kind = request.kind_of(request.load_key(view.ready.pair.key or b"").public_key())
+        weak = verify.weakness(kind, verify.Rules(minimum_key=self.config.agent.minimum_key))
+        if weak:
+            raise AgentNotReady(f"the agent's {weak}; nothing was asked for", f"make a stronger one: {agent.scxsslconfig} -f -b 3072")
         self.site.store.check_folder(agent.certificate)
         observe.account_can_read(agent, root)
         if view.seen.running:
@@ -220,7 +226,7 @@ ACTS: Mapping[str, Callable[[Run, View, Step], None]] = {
     "adopt": Run.adopt,
     "install": Run.install,
     "restart": Run.restart,
-    **dict.fromkeys(BY_CA, Run.ask),
+    **dict.fromkeys(CA_ACTS, Run.ask),
 }
 
 
@@ -362,7 +368,7 @@ def adopt(root: Root, options: Options, tools: Tools, request_id: int, ca: str) 
         view, server = run.look(), run.acquisition.server_of(ca)
         if site.store.journal.hold:
             raise AgentNotReady(f"held: {site.store.journal.hold}", "scx-enroll release, then run again")
-        run.acquisition.adopt(request_id, server, run.want(view))
+        adoption.adopt(run.acquisition, request_id, server, run.want(view))
         step = Step("C1", "take_over", f"request ID {request_id} was named by the operator")
         tools.acted(step)
         return run.converge(step)

@@ -76,6 +76,7 @@ class Request:
     adopted: bool = False  # the ID is the operator's word, which the key of the certificate has not confirmed yet
     answered: bool = False  # a whole page answered the POST and was not understood: sent again, it may only be stored again
     inputs: str = ""  # hash of what it was made from
+    names: Tuple[str, ...] = ()  # that it asks for
     why: str = ""
 
 
@@ -202,7 +203,7 @@ class Budget:
     version: int = VERSION
     submissions: Tuple[Submission, ...] = ()
     restarts: Tuple[int, ...] = ()
-    refused: Tuple[Backoff, ...] = ()  # one for each CA, with its secret
+    refused: Tuple[Backoff, ...] = ()  # one for each CA that would be given the same password, with its mark
     salt: str = ""  # of the marks of refused passwords
     ahead: int = 0  # when times of the future were first noticed, by the clock of then
 

@@ -242,6 +242,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         served=answer.leaf,
         process=_process(root, agent, store.journal),
         inputs=inputs_of(config, spec, spki),
+        names=spec.dns_names,
         trust_changed_at=max(root.resolve(ca.issuer_trust).mtime_ns for ca in config.cas) // 10**9,
         share=share,
     )
@@ -332,23 +333,24 @@ def _ca_notes(
 ) -> Tuple[str, ...]:
     """Say what will matter at the next renewal, as seen when the CA was asked last."""
     notes = []
-    lifetime_s = max((_lifetime_s(generation) for generation in generations), default=0)
     for ca in config.cas:
         contact = next((contact for contact in journal.contacts if contact.ca == ca.server), None)
-        if contact is None or not contact.issuer or not any(one.origin.ca == ca.server for one in generations):
+        own = [one for one in generations if one.origin.ca == ca.server]
+        if contact is None or not contact.issuer or not own:
             continue
+        mended = root.resolve(ca.issuer_trust).mtime_ns // 10**9 > contact.at  # seen again when the CA is asked next
         known = {hashlib.sha256(der).hexdigest() for der in (*known_chains(generations), *sum(trust(root, ca), ()))}
-        if not contact.trusted:
+        if not contact.trusted and not mended:
             notes.append(
                 f"the CA certificate of {ca.server} leads to no root in {ca.issuer_trust} any more, so renewal would be refused; "
                 "compare its fingerprint (scx-enroll ca-cert --fetch), then add the new root there and to the Management Servers"
             )
-        elif contact.issuer not in known:
+        elif contact.trusted and contact.issuer not in known:
             notes.append(
                 f"{ca.server} signs with a new CA certificate now, SHA-256 {contact.issuer}; import it on every Management Server "
                 "before the next renewal: scx-enroll ca-cert --fetch"
             )
-        if contact.ends - now < lifetime_s:
+        if contact.ends - now < _lifetime_s(own[-1]):
             notes.append(f"the CA certificate of {ca.server}, or one above it, ends soon and shortens what it issues: have it renewed")
     return tuple(notes)
 

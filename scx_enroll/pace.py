@@ -70,8 +70,9 @@ def needs_a_person(status: int, held: Tuple[Held, ...], now: int) -> bool:
 
 
 def runs_out_at(held: Tuple[Held, ...]) -> int:
-    """Return when little is left of everything that is held."""
-    return max(one.not_after - int(max(one.not_after - one.not_before, 1) * LAST_PART) for one in held)
+    """Return when little is left of everything that is held; what is wrong in anything but its dates is nothing."""
+    good = (one for one in held if all(what.startswith("dates:") for what in one.mismatches))
+    return max((one.not_after - int(max(one.not_after - one.not_before, 1) * LAST_PART) for one in good), default=0)
 
 
 def until_of(failure: Union[Backoff, Skip]) -> Optional[int]:

@@ -72,7 +72,7 @@ class Unknown:
 
 Outcome = Union[Issued, Pending, Denied, Revoked, Failed, Unknown]
 
-_TAG = re.compile(r"<(/?[a-z][^<>]*)>", re.IGNORECASE)
+_TAG = re.compile(r"<(/?[a-z][^<>]*)>|<!--|-->", re.IGNORECASE)
 _NAME = re.compile(r"/?[^\s/]+")
 _ATTRIBUTE = re.compile(r"""([^\s"'=/]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"']*)))?""")
 _ISSUED = re.compile(r"certnew\.cer\?ReqID=(\d+)&", re.IGNORECASE)
@@ -86,6 +86,12 @@ _RENEWALS = re.compile(r"\bnRenewals\s*=\s*([0-9]{1,4})\s*;")
 
 _DISPOSITIONS: Dict[int, Outcome] = {2: Denied(None, None), 3: Issued(None), 5: Pending(None), 6: Revoked()}
 _FOREIGN = 0
+_HIDDEN = {"script": "/script", "style": "/style", "<!--": "-->"}
+_KNOWN_TAG = re.compile(  # of HTML 4.01, and AD CS's own LocID
+    "/?(?:a|b|base|big|blockquote|body|br|button|caption|center|code|col|colgroup|dd|div|dl|dt|em|fieldset|font|form|frame|frameset|h[1-6]|head"
+    "|hr|html|i|iframe|img|input|label|legend|li|link|locid|meta|nobr|noscript|object|ol|optgroup|option|p|param|pre|script|select|small|span"
+    "|strike|strong|style|sub|sup|table|tbody|td|textarea|tfoot|th|thead|title|tr|tt|u|ul)"
+)
 _WANTED = frozenset({"locdenied", "locinforeqid", "locinforeqidandreason"})
 
 
@@ -127,10 +133,12 @@ def skeleton(page: str) -> str:
     """Give the tags and IDs of a page: no text, no other attribute, no number, at most MAX_SKELETON_CHARS."""
     parts: List[str] = []
     room = MAX_SKELETON_CHARS
-    for match in _TAG.finditer(page):
-        name, attributes = _attributes(match[1])
-        identity = f" ID={_redacted(attributes['id'])}" if "id" in attributes else ""
-        part = f"<{_redacted(name)}{identity}>"
+    for match in filter(None, (found[1] for found in _TAG.finditer(page))):
+        name, attributes = _attributes(match)
+        shown = name if _KNOWN_TAG.fullmatch(name) else "#"  # whatever else stands in brackets may be somebody's address
+        identity = attributes.get("id", "")
+        known = identity[:3].lower() == "loc" and identity.isalnum()
+        part = f"<{_redacted(shown)} ID={_redacted(identity) if known else '#'}>" if identity else f"<{_redacted(shown)}>"
         room -= len(part)
         if room < 0:
             break
@@ -170,6 +178,8 @@ def _disposition(page: str, seen: _Elements) -> Outcome:
         if outcome is None:
             return _failed(disposition & 0xFFFFFFFF if disposition < 0 else hresult, own=True)
         return Denied(None, hresult) if isinstance(outcome, Denied) else outcome
+    if len({code.lower() for code in _HRESULT.findall(seen.text)}) > 1:
+        return _unknown(page, "the page shows more than one error")
     if hresult is not None:
         return _failed(hresult)
     if _LAST_STATUS_ZERO.search(seen.text):  # pending, revoked, or denied without a code
@@ -202,22 +212,21 @@ def _elements(page: str) -> _Elements:
     finished: List[Tuple[str, List[str]]] = []  # the same and earlier ones: ID, runs of text
     text: List[str] = []
     spacer: Optional[str] = None
-    hidden = ""  # "script" or "style" while inside one
+    hidden = ""  # what ends the script, style or comment that is being passed over
     asks_password = False
     end = 0
     for match in _TAG.finditer(page):
         run = "" if hidden else page[end : match.start()]
         end = match.end()
-        name, attributes = _attributes(match[1])
+        name, attributes = _attributes(match[1] or match[0])
         if run:
             text.append(run)
             for _, runs in opened.values():
                 runs.append(run)
         if hidden:
-            hidden = "" if name == "/" + hidden else hidden
+            hidden = "" if name == hidden else hidden
             continue
-        if name in ("script", "style"):
-            hidden = name
+        hidden = _HIDDEN.get(name, "")
         closes = "p" if name == "p" else name[1:]  # browsers end an open <P> at the next one
         opened = {identity: pair for identity, pair in opened.items() if pair[0] != closes}
         identity = attributes.get("id", "").lower()

@@ -53,8 +53,9 @@ class Records:
         self._keep(lambda refused: any(ca.server == refused.ca and self._is_secret_of(ca, refused) for ca in self.config.cas))
 
     def let_in(self, ca: CA) -> None:
-        """The CA took the password, whatever it said earlier."""
-        self._keep(lambda refused: refused.ca != ca.server)
+        """The CA took the password, whatever it, or another CA that is given the same, said earlier."""
+        taken = {refused.secret for refused in self.store.budget.refused if refused.ca == ca.server}
+        self._keep(lambda refused: refused.secret not in taken)
 
     def _keep(self, kept: Callable[[j.Backoff], bool]) -> None:
         budget = self.store.budget
@@ -70,11 +71,11 @@ class Records:
                 raise SigninRefused(refused.message, refused.hint)
 
     def _is_secret_of(self, ca: CA, refused: j.Backoff) -> bool:
-        """Say whether the password is still the one that was refused; one that can't be read is no new one."""
+        """Say whether this CA would be given the password that was refused; one that can't be read is no new one."""
         try:
             return self._mark(ca) == refused.secret
         except (ConfigError, HostError):
-            return True
+            return ca.server == refused.ca
 
     def _mark(self, ca: CA) -> str:
         if not self.store.budget.salt:
@@ -115,8 +116,9 @@ class Records:
             again = replace(moved, state=state, next=now + pace.COOL_DOWN_S, why=problem.message)
             moved = j.Request() if state == "none" else again
         if secret:
-            refused = tuple(other for other in self.store.budget.refused if other.ca != server)
-            self.store.save_budget(replace(self.store.budget, refused=(*refused, backoff)))
+            same = tuple(replace(backoff, ca=other.server) for other in self.config.cas if self._is_secret_of(other, backoff))
+            others = tuple(one for one in self.store.budget.refused if one.secret != secret)
+            self.store.save_budget(replace(self.store.budget, refused=(*others, *same)))
         configured = {"", *(other.server for other in self.config.cas)}
         kept = tuple(b for b in entry.backoffs if b.ca != server and b.ca in configured)
         met = self.contacts(ca, problem.exit_status, problem.message)

@@ -68,7 +68,7 @@ def document(result: Result, now: int) -> Dict[str, Any]:
         "reason": step.reason if step.status or not result.failure else result.failure.message,
         "hint": step.hint if step.status or not result.failure else result.failure.hint,
         "until": step.until,
-        "acts": [{"row": act.row, "action": act.action, "reason": act.reason} for act in result.acts],
+        "acts": _acts(result.acts),
         "name": found.spec.fqdn if found else None,
         "agent": {
             "layout": found.agent.layout,
@@ -87,6 +87,7 @@ def document(result: Result, now: int) -> Dict[str, Any]:
         "renewal_due": pace.due(newest, view.policy, seen.share) if newest else None,
         "question": state.question or None,
         "request": _request(state.request),
+        "errands": [{"names": list(request.names), **(_request(request) or {})} for request in result.errands],
         "cas": [
             {
                 "server": c.ca, "time": c.at, "exit_status": c.status, "message": c.message, "issuer": c.issuer or None,
@@ -141,6 +142,11 @@ def when(at: Optional[int]) -> str:
     return "never" if at is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
+def _shown(request: Mapping[str, Any]) -> str:
+    known = f"ID {request['id']}" if request["id"] is not None else "no ID known"
+    return f"{'pending' if request['pending'] else request['state']}, {known}, at {request['ca']}, since {when(request['since'])}"
+
+
 def as_status(facts: Mapping[str, Any]) -> str:
     """Return a document as `status` shows it."""
     if "error" in facts:
@@ -167,9 +173,8 @@ def as_status(facts: Mapping[str, Any]) -> str:
     if facts["renewal_due"]:
         rows.append(["renewal due", when(facts["renewal_due"])])
     if request:
-        known = f"ID {request['id']}" if request["id"] is not None else "no ID known"
-        how = "pending" if request["pending"] else request["state"]
-        rows.append(["request", f"{how}, {known}, at {request['ca']}, since {when(request['since'])}"])
+        rows.append(["request", _shown(request)])
+    rows += [["for another", f"{', '.join(errand['names'])}: {_shown(errand)}"] for errand in facts["errands"]]
     rows += [["CA", f"{ca['server']}, {when(ca['time'])}: {ca['message']}"] for ca in facts["cas"]]
     for w in facts["waiting_for"]:
         until = when(w["until"]) if w["until"] else "the configuration, the key or the password changes"
@@ -232,13 +237,23 @@ def errand_document(ended: Ended, name: str, now: int) -> Dict[str, Any]:
         "exit_status": ended.status,
         "name": ended.spec.fqdn,
         "reason": shown.message if shown else step.reason if step.status else f"a valid certificate for {ended.spec.fqdn} is held",
-        "hint": hint.replace("scx-enroll run", f"scx-enroll submit {shlex.quote(name)}"),
+        "hint": for_errand(hint, name),
+        "acts": _acts(ended.acts),
         "until": step.until,
         "request": _request(ended.journal.request),
         "facts": _certificate(verify.facts(verify.read(one.certificate)[0])) if one else None,
         "certificate": one.certificate.decode() if one else None,
         "chain": one.chain.decode() if one else "",
     }
+
+
+def for_errand(hint: str, name: str) -> str:
+    """Return a hint whose commands are those for the request in the file `name`."""
+    return hint.replace("scx-enroll run", f"scx-enroll submit {shlex.quote(name)}")
+
+
+def _acts(acts: Sequence[Step]) -> List[Dict[str, str]]:
+    return [{"row": act.row, "action": act.action, "reason": act.reason} for act in acts]
 
 
 def as_errand(facts: Mapping[str, Any]) -> str:

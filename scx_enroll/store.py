@@ -238,6 +238,12 @@ class Store:
                     remove_tree(folder, old)
         self.load()
 
+    def waiting_errands(self) -> Tuple[j.Request, ...]:
+        """Return the requests of other hosts that are not settled."""
+        names = self.root.listdir(f"{STATE}/submitted")
+        found = (self._load(j.Journal, f"{STATE}/submitted/{name}/journal.json").request for name in names)
+        return tuple(request for request in found if request.state != "none")
+
     def deliver(self, path: str, data: bytes) -> None:
         """Write a file that the operator named, whole or not at all, readable by everybody as a certificate may be."""
         with self._beside(path) as (folder, name):

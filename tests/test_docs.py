@@ -310,15 +310,15 @@ def test_a_key_of_the_document_is_not_documented(checkout, site):
     assert look("run", "--now") == 0
     site.ca.switches.mode = "deny"
     assert look("run", "--renew") == 6
+    foreign = site.folder / "aix01.csr"
+    foreign.write_bytes(request.build_csr(request.RequestSpec("aix01.corp.example"), ec.generate_private_key(ec.SECP256R1())))
+    site.ca.switches.mode = "pending"
+    status, waits = site.run("submit", str(foreign), "--json", "--now", "--renew")
     assert look("status") == 0
     assert found == documented
     published = Path(site.host.root, "run/scx-enroll/status.json")
     assert published.stat().st_mode & 0o777 == 0o644
     assert keys_of(json.loads(published.read_text(encoding="utf-8"))) <= documented
-    foreign = site.folder / "aix01.csr"
-    foreign.write_bytes(request.build_csr(request.RequestSpec("aix01.corp.example"), ec.generate_private_key(ec.SECP256R1())))
-    site.ca.switches.mode = "pending"
-    status, waits = site.run("submit", str(foreign), "--json", "--now", "--renew")
     site.ca.authority.approve(max(site.ca.authority.rows))
     status, done = site.run("submit", str(foreign), "--json", "--now")
     documents = [json.JSONDecoder().raw_decode(shown[shown.index("{"):])[0] for shown in (waits, done)]

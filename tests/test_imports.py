@@ -38,12 +38,13 @@ RANKS = {
     "records": (4, "io"),
     "observe": (5, "io"),
     "acquire": (6, "io"),
-    "enroll": (7, "io"),
-    "behalf": (8, "io"),
-    "cacert": (8, "io"),
-    "check": (8, "io"),
-    "report": (9, "io"),
-    "cli": (10, "io"),
+    "adoption": (7, "io"),
+    "enroll": (8, "io"),
+    "behalf": (9, "io"),
+    "cacert": (9, "io"),
+    "check": (9, "io"),
+    "report": (10, "io"),
+    "cli": (11, "io"),
 }
 # Everything else of the standard library is refused to a pure module until somebody has thought about it.
 PURE_LIBRARY = {
