@@ -123,7 +123,7 @@ class Acquisition:
         A CA that failed is not asked again in this run, whatever was wished. `still_due` is asked once the CA's chain is
         known, before anything is sent: with it, what is held may turn out to be valid.
         """
-        earlier, self.records.failure, self.obtained = self.records.failure, None, False
+        earlier, self.obtained = self.records.begin(), False
         server = step.ca or self.store.journal.request.ca
         sent = ACTS[step.action](self, step, want, wish, still_due)
         done = sent or self.obtained
@@ -144,7 +144,8 @@ class Acquisition:
         now = self.site.clock()
         self.records.spend(now)
         self.store.request(
-            "submit", ca=ca.server, csr=csr.decode(), spki=want.spki, since=now, tries=1, next=0, inputs=want.inputs, names=want.spec.dns_names
+            "submit", ca=ca.server, csr=csr.decode(), spki=want.spki, names=want.spec.dns_names, since=now, tries=1, next=0,
+            inputs=want.inputs,
         )
         self.record(conversation.submit(csr, self._identified), want, ca, posted=True)
         return True

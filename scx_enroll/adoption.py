@@ -25,7 +25,7 @@ def adopt(acquisition: Acquisition, request_id: int, server: str, want: Want) ->
     if not server:
         raise UsageError("several CAs are configured", "say at which one the request is: --ca NAME")
     if entry.ca and server != entry.ca:
-        raise UsageError(f"the doubtful request was sent to {entry.ca}", f"look for it there, and name that CA or none with --ca, not {server}")
+        raise UsageError(f"the doubtful request was sent to {entry.ca}", f"look for it there; --ca may be left out, but is not {server}")
     ca = acquisition.ca(server)
     acquisition.pool = acquisition.authority(ca).chain
     outcome = acquisition.connect(ca).fetch(request_id)

@@ -39,7 +39,8 @@ def _pending(case: Case) -> Optional[Step]:
     refused = _signin_refused(case, request.ca)
     if refused:
         return replace(refused, row="C1", until=min(refused.until or ends, ends))
-    if case.wish.now or not case.now < request.next <= case.now + POLL_S[1]:
+    again = case.wish.renew and case.refused_password(request.ca)  # a person says that the account was mended
+    if case.wish.now or again or not case.now < request.next <= case.now + POLL_S[1]:
         return Step("C1", "poll", f"{what} is asked for")
     other, other_from = _other_to_turn_to(case)
     if other_from is not None and other_from <= case.now:

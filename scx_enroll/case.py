@@ -108,6 +108,10 @@ class Case:
                 found.append(backoff)
         return max(reversed(found), key=lambda backoff: backoff.at, default=None)  # the latest failure is the one to tell
 
+    def refused_password(self, ca: str) -> bool:
+        """Whether this CA has refused the password that it would be given, and was not asked since."""
+        return ca not in self.wish.tried and any(refused.ca == ca for refused in self.budget.refused)
+
     def due(self, held: Held) -> int:
         """When renewal of this certificate is due."""
         return due(held, self.policy, self.seen.share)

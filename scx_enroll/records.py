@@ -46,6 +46,11 @@ class Records:
         self.line = line
         self.failure: Optional[EnrollError] = None
 
+    def begin(self) -> Optional[EnrollError]:
+        """Begin an act; returns what went wrong before."""
+        earlier, self.failure = self.failure, None
+        return earlier
+
     # -- passwords that were refused --------------------------------------------------------------------------------
 
     def forget_old_secrets(self) -> None:

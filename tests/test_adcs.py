@@ -12,7 +12,7 @@ import pytest
 from scx_enroll import enroll, pace
 from scx_enroll.journal import HOUR_S
 from tests.lab.agent import LabHost
-from tests.lab.authority import DAY, YEAR
+from tests.lab.authority import DAY, YEAR, to_pem
 from tests.lab.ca import LabCA
 from tests.scene import Outcome, Scene, take_openssls_clock_away
 
@@ -728,3 +728,227 @@ def test_a_question_after_a_rebuild_does_not_revoke_anything(scene: Host) -> Non
     scene.passes(11 * DAY)
     assert (scene.run().status, ca.authority.issued) == (0, 1)
     assert "not the one in service" in scene.contact(ca).message
+
+
+# -- loops, lost chains, and other ways to lose what was had ----------------------------------------------------------
+
+
+def test_a_refused_password_is_sent_once_by_renew_beside_a_pending_request(scene: Host) -> None:
+    """The hint says --renew; a run that polls with it again and again would lock the account."""
+    ca = scene.cas[0]
+    ca.switches.mode = "pending"
+    assert scene.run().status == 7
+    ca.switches.auth = "refused"
+    scene.passes(HOUR_S)
+    assert scene.run().status == 13
+    refused = ca.bad_passwords
+    assert scene.run(renew=True).status == 13
+    assert ca.bad_passwords <= refused + 1
+    assert scene.run().status == 13
+    assert scene.run(now=True).status == 13
+    assert ca.bad_passwords <= refused + 1
+
+
+def test_a_poll_that_is_forbidden_after_the_configuration_changed_ends(scene: Host) -> None:
+    """One GET and a wait, not a poll without end."""
+    ca = scene.cas[0]
+    ca.switches.mode = "pending"
+    assert scene.run().status == 7
+    scene.configure(minimum_key="rsa:2048")
+    ca.switches.answer = "403"
+    scene.passes(HOUR_S)
+    gets = ca.count_get
+    assert scene.run().status == 13
+    assert ca.count_get == gets + 1
+    assert scene.run().status == 13
+    assert ca.count_get == gets + 1
+
+
+@pytest.mark.parametrize("way", ["approved", "named", "repeated"])
+def test_a_chain_that_does_not_come_along_does_not_cost_the_certificate(scene: Host, way: str) -> None:
+    """One failed download must not throw a certificate away for which somebody was asked; the CA's own chain does as well."""
+    ca = scene.cas[0]
+    if way == "approved":
+        ca.switches.mode = "pending"
+        assert scene.run().status == 7
+        ca.authority.approve(1)
+    else:
+        ca.switches.update({"lost": "after", "lost_times": 1})
+        assert scene.run().status == 5
+    ca.switches.bag = "empty"
+    if way == "named":
+        ended = scene.adopt(1)
+    else:
+        scene.passes(pace.COOL_DOWN_S + 1)
+        ended = scene.run(now=True)
+    assert ended.status == 0, ended
+    assert ca.authority.issued <= (2 if way == "repeated" else 1)
+
+
+def test_a_certificate_that_leads_to_no_root_yet_is_kept_until_the_trust_is_mended(scene: Host) -> None:
+    """An approved certificate is worth a person's time: with the right root it goes into service without another request."""
+    ca = scene.cas[0]
+    ca.switches.mode = "pending"
+    assert scene.run().status == 7
+    right = (scene.etc / "ca0.pem").read_bytes()
+    (scene.etc / "ca0.pem").write_bytes((scene.etc / "web0.pem").read_bytes())
+    ca.authority.approve(1)
+    before = scene.host.snapshot()
+    ended = scene.run(now=True)
+    assert ended.status == 8
+    assert "path" in ended.message
+    assert scene.host.snapshot() == before
+    assert scene.run(now=True).status == 8, "and nothing else is asked for"
+    assert ca.count_post == 1
+    (scene.etc / "ca0.pem").write_bytes(right)
+    ended = scene.run()
+    assert (ended.status, ended.rows, ca.count_post) == (0, ("L7",), 1)
+
+
+@pytest.mark.parametrize("code", [0x80090030, 0x8000FFFF, 0x80004005, 0x80094003])
+def test_an_error_that_is_not_known_ends_no_request_that_waits(scene: Host, code: int) -> None:
+    """What is not recognised is unknown: the row may still be approved."""
+    ca = scene.cas[0]
+    ca.switches.mode = "pending"
+    assert scene.run().status == 7
+    ca.switches.update({"unavailable": "get", "unavailable_hresult": code})
+    ended = scene.run(now=True)
+    assert ended.status == 7
+    assert ended.result
+    assert ended.result.failure is None, "it goes on waiting for a person"
+    assert requests_of(scene).state == "submitted"
+    ca.switches.update({"unavailable": ""})
+    ca.authority.approve(1)
+    assert scene.run(now=True).status == 0
+    assert ca.count_post == 1
+
+
+def test_renew_is_fulfilled_by_a_certificate_that_was_pending(scene: Host) -> None:
+    """One was asked for; it came."""
+    ca = scene.cas[0]
+    ca.switches.mode = "pending"
+    assert scene.run().status == 7
+    ca.authority.approve(1)
+    ca.switches.mode = "issue"
+    scene.passes(HOUR_S)
+    assert scene.run(renew=True).status == 0
+    assert (ca.count_post, ca.authority.issued) == (1, 1)
+
+
+@pytest.mark.parametrize("fault", ["chain", "clock"])
+def test_a_ca_that_fails_the_preflight_does_not_keep_the_other_one_from_serving(both: Host, fault: str) -> None:
+    """Nothing was sent to it; its share of the fleet must not expire beside a healthy CA."""
+    first, second = turns_to(both)
+    if fault == "chain":
+        first.authority.rebuild()
+    else:
+        first.switches.date_offset = 4000.0
+    ended = both.run()
+    assert ended.status == 0
+    assert (first.count_post, second.authority.issued) == (0, 1)
+    assert both.contact(first).status == (3 if fault == "chain" else 12)
+
+
+def test_one_account_refused_by_one_ca_is_not_tried_at_the_other(tmp_path: Path, host: LabHost, clock: Clock) -> None:
+    """Both ask the same directory: a second try is a second step to a locked account."""
+    with LabCA(tmp_path / "a", name="A", clock=clock, password="same") as a, LabCA(tmp_path / "b", name="B", clock=clock, password="same") as b:
+        scene = enrolling(host, [a, b], clock)
+        for number in range(2):
+            scene.write(f"password{number}", b"wrong\n", 0o600)
+        assert scene.run().status == 13
+        assert a.bad_passwords + b.bad_passwords == 1
+        assert scene.run(now=True).status == 13
+        assert a.bad_passwords + b.bad_passwords == 1
+        for number in range(2):
+            scene.write(f"password{number}", b"same\n", 0o600)
+        assert scene.run().status == 0
+
+
+def test_a_pending_request_for_a_name_that_is_not_wanted_any_more_is_given_up(scene: Host) -> None:
+    """Whoever approves it after a week would get a certificate that is refused; the ID is told, to be withdrawn."""
+    ca = scene.cas[0]
+    ca.switches.mode = "pending"
+    assert scene.run().status == 7
+    scene.configure(alternative_names="new.lab.test")
+    ca.switches.mode = "issue"
+    ended = scene.run()
+    assert ended.status == 0
+    assert ended.result
+    assert "request ID 1" in next(act.reason for act in ended.result.acts if act.action == "abandon")
+
+
+def test_many_cas_that_do_not_answer_are_no_defect(host: LabHost, cas: List[LabCA], clock: Clock) -> None:
+    """Twenty is many, but not too many."""
+    scene = enrolling(host, cas[:1], clock)
+    conf = (scene.etc / "scx-enroll.conf").read_text().replace("[ca]", "[ca c0]")
+    section = conf[conf.index("[ca c0]"):]
+    ports = range(2, 22)
+    more = "".join(section.replace("c0", f"c{port}").replace(cas[0].server, f"localhost:{port}").replace("/web0", "/web0") for port in ports)
+    more = more.replace("/webc", "/web")
+    scene.write("scx-enroll.conf", (conf + more).encode())
+    cas[0].stop()
+    ended = scene.run()
+    assert ended.status == 5, ended
+
+
+def test_a_host_that_holds_only_a_revoked_certificate_is_not_patient(tmp_path: Path, host: LabHost, clock: Clock) -> None:
+    """SCOM refuses it already: another CA is turned to, and the timer's run tells."""
+    with LabCA(tmp_path / "a", name="A", clock=clock) as a, LabCA(tmp_path / "b", name="B", clock=clock) as b:
+        scene = enrolling(host, [a, b], clock)
+        first, second = turns_to(scene)
+        assert scene.run().status == 0
+        first.authority.revoke(1)
+        first.switches.mode = "pending"
+        scene.passes(11 * DAY)
+        ended = scene.run()
+        assert ended.status == 7
+        assert ended.result
+        assert pace.needs_a_person(7, ended.result.view.seen.held, int(clock()))
+        scene.passes(DAY + HOUR_S)
+        assert scene.run().status == 0
+        assert second.authority.issued == 1
+
+
+def test_a_note_about_a_missing_root_goes_with_the_mending(scene: Host) -> None:
+    """A note that stays after the cure is not believed the next time."""
+    ca = scene.cas[0]
+    assert scene.run().status == 0
+    ca.authority.rebuild()
+    scene.passes(11 * DAY)
+    scene.run()
+    assert "leads to no root" in scene.notes()
+    ca.write_issuer_trust()
+    both_roots = (scene.etc / "ca0.pem").read_bytes() + Path(ca.issuer_trust).read_bytes()
+    (scene.etc / "ca0.pem").write_bytes(both_roots)
+    os.utime(scene.etc / "ca0.pem", (clock_of(scene) + 60, clock_of(scene) + 60))
+    assert "leads to no root" not in scene.notes()
+
+
+def test_an_account_that_was_mended_is_let_in_by_renew_and_stays_so(scene: Host) -> None:
+    """The password is the same, so only a person can say that it is good again; after that nobody has to say it twice."""
+    ca = scene.cas[0]
+    ca.switches.mode = "pending"
+    assert scene.run().status == 7
+    ca.switches.auth = "refused"
+    scene.passes(HOUR_S)
+    assert scene.run().status == 13
+    ca.switches.auth = "basic"
+    assert scene.run(now=True).status == 13
+    assert scene.run(renew=True).status == 7
+    ca.authority.approve(1)
+    assert scene.run(now=True).status == 0
+    assert ca.count_post == 1
+
+
+def test_intermediates_of_issuer_trust_make_up_for_what_the_ca_does_not_send(tmp_path: Path, host: LabHost, clock: Clock) -> None:
+    """Preflight, verification and ca-cert all take them; the CA sends its own certificate alone."""
+    with LabCA(tmp_path / "ca", clock=clock, tiers=3) as ca:
+        scene = enrolling(host, [ca], clock)
+        ca.switches.bag = "leaf"
+        policy = [der for der in ca.authority.chain() if der != ca.authority.newest.der and der not in ca.authority.roots]
+        assert scene.run().status == 3
+        (scene.etc / "ca0.pem").write_bytes(Path(ca.issuer_trust).read_bytes() + to_pem(policy))
+        assert scene.run(now=True).status == 0
+        shown = scene.command("ca-cert", "--fetch", live=False).stdout
+        assert "NO, not by issuer-trust" not in shown
+        assert shown.count("for the store CA") == 2

@@ -362,6 +362,61 @@ def test_one_ca_alone_can_be_named(tmp_path: Path) -> None:
             gateway.submit(gateway.csr("aix9"), "three")
 
 
+def test_a_ca_named_beside_a_request_that_waits_elsewhere_is_refused(tmp_path: Path) -> None:
+    """Turning away from a pending request would get a second certificate."""
+    with Gateway(tmp_path) as gateway, LabCA(tmp_path / "two", name="Second CA") as second:
+        conf = (gateway.etc / "scx-enroll.conf").read_text().replace("[ca]", "[ca one]")
+        (gateway.etc / "scx-enroll.conf").write_text(conf + f"[ca two]\nserver = {second.server}\ntemplate = T\nauth = basic\nuser = u\n")
+        gateway.ca.switches.mode = "pending"
+        csr = gateway.csr()
+        assert gateway.submit(csr, "one").status == 7
+        with pytest.raises(EnrollError, match="request ID 1 is waited for"):
+            gateway.submit(csr, "two")
+        assert second.count_get == 0
+        gateway.ca.authority.approve(1)
+        assert gateway.submit(csr, "one", now=True).status == 0
+
+
+def test_a_request_that_was_given_up_is_named(gateway: Gateway) -> None:
+    """Somebody may have to withdraw it."""
+    csr = gateway.csr()
+    gateway.ca.switches.mode = "pending"
+    assert gateway.submit(csr).status == 7
+    gateway.ca.switches.mode = "issue"
+    gateway.offset_s += 31 * DAY_S
+    told: List[Any] = []
+    ended = gateway.submit(csr, parts={"acted": told.append})
+    assert ended.status == 0
+    assert "request ID 1" in next(step.reason for step in told if step.action == "abandon")
+    assert [step.action for step in ended.acts] == [step.action for step in told]
+
+
+def test_requests_that_wait_are_shown_by_status_and_in_the_document(gateway: Gateway) -> None:
+    """They wait for somebody: an operator asks one place for all of it."""
+    gateway.ca.switches.mode = "pending"
+    assert gateway.submit(gateway.csr("aix7")).status == 7
+    (waits,) = Store(gateway.root).waiting_errands()
+    assert (waits.names, waits.id, waits.ca) == (("aix7.lab.test",), 1, gateway.ca.server)
+
+
+def test_what_submit_does_is_told_beside_the_certificate(gateway: Gateway) -> None:
+    """Standard output is the certificate's alone."""
+    ran = gateway.command("submit", str(gateway.csr()))
+    assert ran.stdout.startswith("-----BEGIN CERTIFICATE-----")
+    assert "turned to" in ran.stderr
+
+
+def test_hints_name_the_command_that_helps(gateway: Gateway) -> None:
+    """`run` is about this host's agent."""
+    csr = gateway.csr()
+    gateway.ca.switches.auth = "refused"
+    for words in ((), ("--adopt", "7")):
+        ran = gateway.command("submit", str(csr), *words)
+        assert ran.returncode == 13
+        assert "scx-enroll run" not in ran.stderr
+        assert f"scx-enroll submit {csr} --renew" in ran.stderr
+
+
 def test_what_is_said_in_json(gateway: Gateway) -> None:
     """One document for a script: status, certificate and chain, or what it waits for."""
     csr = gateway.csr()
@@ -465,3 +520,15 @@ def test_after_a_crash_at_any_change_the_next_call_goes_on(gateway: Gateway) -> 
         if not reached or reached[-1] != point:
             break
     assert len(reached) > 10
+
+
+def test_what_a_killed_call_left_on_its_way_is_removed(gateway: Gateway) -> None:
+    """A generation that was being written when the power failed."""
+    csr = gateway.csr()
+    assert gateway.submit(csr).status == 0
+    (folder,) = (gateway.tree / "var/lib/scx-enroll/submitted").iterdir()
+    for place in (folder, folder / "generations"):
+        (place / f"{TEMPORARY}0123").mkdir()
+        (place / f"{TEMPORARY}0123" / "cert.pem").touch()
+    assert gateway.submit(csr).status == 0
+    assert not list(gateway.tree.rglob(f"{TEMPORARY}*"))

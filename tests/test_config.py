@@ -437,3 +437,12 @@ def test_one_wrong_letter_is_noticed_and_the_nearest_key_named(base, key, data):
         message = problems(base, f"[{section}]\n{typo} = 1\n")
         near = difflib.get_close_matches(typo, known, 1)
         assert any(f"unknown key {typo}" in line and (not near or f"did you mean {near[0]}?" in line) for line in message)
+
+
+@pytest.mark.parametrize("other", ["ca01.corp.example", "CA01.corp.example", "ca01.corp.example:443"])
+def test_two_cas_on_one_server(base, other):
+    """Request IDs, refusals and passwords are remembered by server: two sections would answer for each other."""
+    one = "[ca {}]\nserver = {}\ntemplate = T\nauth = basic\nuser = u\n"
+    found = only_problem(base, one.format("a", "ca01.corp.example") + one.format("b", other))
+    assert found.endswith(":7: server: ca01.corp.example stands in another section too")
+    assert len(write(base, one.format("a", "ca01.corp.example") + one.format("b", "ca01.corp.example:8443")).cas) == 2

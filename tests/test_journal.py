@@ -409,3 +409,13 @@ def test_a_clock_that_ran_ahead_blocks_for_a_day_only():
     noticed = written.kept(NOW)
     assert noticed.kept(NOW + j.DAY_S - 1).current(NOW + j.DAY_S - 1).restarts == (NOW + j.DAY_S - 1,)
     assert noticed.kept(NOW + j.DAY_S) == j.Budget()
+
+
+def test_what_0_1_0_remembered_of_refused_passwords_is_let_go():
+    """It stood in the journal; kept there, it would stop a CA for ever, and refused, it would stop the program."""
+    kept = j.Backoff("ca01", "i", 1, 1, "later", 6, "m", "h")
+    old = json.loads(j.to_json(j.Journal(backoffs=(kept, dataclasses.replace(kept, ca="ca02", retry="changed", status=13, secret="mark")))))
+    old["salt"] = "aa"
+    assert j.from_json(j.Journal, json.dumps(old).encode(), "journal.json").backoffs == (kept,)
+    del old["salt"]
+    assert len(j.from_json(j.Journal, json.dumps(old).encode(), "journal.json").backoffs) == 2

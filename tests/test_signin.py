@@ -4,6 +4,7 @@ import base64
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import requests
@@ -148,6 +149,7 @@ def test_the_mark_changes_with_the_password_and_nothing_else(root, write):
     """A refused password is not tried again until it changes; the journal holds only a slow salted hash."""
     write(b"secret\n")
     first = signin.mark(root, BASIC, b"salt")
+    assert signin.mark(root, replace(BASIC, user="CORP\\other"), b"salt") != first, "another account is another secret"
     write(b"secret")
     assert signin.mark(root, BASIC, b"salt") == first
     assert signin.mark(root, BASIC, b"other") != first
