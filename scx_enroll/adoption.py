@@ -26,6 +26,8 @@ def adopt(acquisition: Acquisition, request_id: int, server: str, want: Want) ->
         raise UsageError("several CAs are configured", "say at which one the request is: --ca NAME")
     if entry.ca and server != entry.ca:
         raise UsageError(f"the doubtful request was sent to {entry.ca}", f"look for it there; --ca may be left out, but is not {server}")
+    if server not in [ca.server for ca in acquisition.config.cas]:
+        raise UsageError(f"the request was sent to {server}, which is not configured any more", "put it back, then name the request ID")
     ca = acquisition.ca(server)
     acquisition.pool = acquisition.authority(ca).chain
     outcome = acquisition.connect(ca).fetch(request_id)

@@ -399,6 +399,23 @@ def test_taking_over_at_one_of_several_cas_needs_its_name(both: Host) -> None:
     assert second.count_get == 0
 
 
+def test_taking_over_at_a_ca_that_left_the_configuration_is_told(both: Host) -> None:
+    """A name that is no longer there is no defect."""
+    first, second = turns_to(both)
+    first.switches.update({"lost": "after", "lost_times": 1})
+    assert both.run().status == 5
+    conf = (both.etc / "scx-enroll.conf").read_text()
+    section = conf.index(f"[ca c{both.cas.index(first)}]")
+    rest = conf.find("[ca ", section + 1)
+    both.write("scx-enroll.conf", (conf[:section] + (conf[rest:] if rest > 0 else "")).encode())
+    remembered = requests_of(both)
+    ended = both.adopt(1)
+    assert ended.status == 2
+    assert first.server in ended.message
+    assert requests_of(both) == remembered
+    assert second.count_get == 0
+
+
 def test_taking_over_is_possible_where_the_journal_was_lost(scene: Host) -> None:
     """A request that was approved meanwhile is not wasted."""
     ca = scene.cas[0]
