@@ -1,5 +1,6 @@
 """What a page of AD CS means, in any language and shape; nothing is concluded from what is not recognised."""
 
+import re
 import time
 
 import pytest
@@ -196,6 +197,30 @@ def test_a_poll_of_a_foreign_certificate_concludes_nothing():
 def test_a_code_in_a_script_is_no_outcome():
     """Pages carry scripts with error constants of their own; only the text is the CA's word."""
     assert isinstance(read(html("<Script> if (e == 0x80094800) retry(); </Script> text")), Unknown)
+
+
+def test_an_error_page_with_two_errors_concludes_nothing():
+    """"Not reached" and "broke off midway" differ in whether a request was stored: the first one named must not win."""
+    outcome = read(html("The RPC server is unavailable. 0x800706ba", "The remote procedure call failed. 0x800706BE"))
+    assert isinstance(outcome, Unknown)
+    assert "more than one error" in outcome.why
+    assert read(html("0x800706ba (WIN32: 1722)", "0x800706BA")) == Failed(0x800706BA), "the same one twice is one"
+
+
+def test_what_stands_in_a_comment_is_no_outcome():
+    """Web pages carry old markup in comments; only what a person sees is the CA's word. A link in a script's comment is one, though."""
+    hidden = "<!-- <P ID=locDenied> text </P> <P ID=locInfoReqIDandReason> 85 0x80094012 </P> -->"
+    assert read(pending().replace("<P ID=locInfoNewReq>", hidden + "<P ID=locInfoNewReq>")) == Pending(89)
+    assert isinstance(read(html("<!-- <P ID=locInfoReqID> 89 </P>")), Unknown), "one that never ends"
+    assert read(html('<Script><!-- location="certnew.cer?ReqID=83&"; //--></Script>')) == Issued(83)
+
+
+@pytest.mark.parametrize("secret", ["<jane.doe@corp.example>", "<CORP\\svc-enroll>", "<td id=jane.doe@corp>", "<td id='lin01'>", "<td id=loclin01.corp>"])
+def test_a_skeleton_shows_nothing_that_stands_in_brackets(secret):
+    """Whatever a message puts between < and > may be somebody's name: only HTML's own tags and AD CS's own IDs are shown."""
+    shown = pages.skeleton(f"<html><p ID=locInfo>{secret}</p></html>")
+    assert not re.search("jane|doe|corp|svc|lin", shown)
+    assert shown.startswith("<html><p ID=locInfo>")
 
 
 @pytest.mark.parametrize(

@@ -1090,3 +1090,35 @@ def test_original_whose_file_was_deleted_comes_back_from_the_saved_bytes(scene: 
     assert scene.served == served == scene.installed
     name = Path(scene.host.path(scene.host.certificate))
     assert name.is_file() and not name.is_symlink()
+
+
+def test_installation_by_hand_that_is_refused_is_not_carried_out_by_a_later_run(scene: Scene, tmp_path: Path) -> None:
+    """A command that ended with a failure must not be done behind the operator's back an hour later."""
+    scene.run()
+    csr = enroll.make_csr(scene.root(), enroll.Options(), scene.tools())
+    authority = scene.cas[0].authority
+    leaf = authority.issue(csr)
+    certificate = to_pem([leaf, *authority.chain()])
+    for _ in range(2):
+        scene.host.move_link_back()
+        scene.host.restart()
+        scene.run()
+    ended = scene.do(enroll.install, certificate, "other.pem")
+    assert ended.status == 4
+    assert "restart budget" in ended.message
+    scene.offset_s += 2 * HOUR_S
+    scene.cas[0].switches.date_offset = scene.offset_s
+    assert scene.run().status == 0
+    assert fingerprint(leaf) not in (scene.served, scene.installed)
+
+
+def test_agents_key_that_is_too_weak_is_told_before_a_certificate_is_asked_for(scene: Scene, ca: LabCA) -> None:
+    """It would be issued, and refused here; the hint has the command for a stronger one."""
+    scene.configure(minimum_key="ec:secp384r1")
+    before, served = scene.host.snapshot(), scene.served
+    ended = scene.run()
+    assert ended.status == 4
+    assert "weaker than ec:secp384r1" in ended.message
+    assert "scxsslconfig" in ended.hint
+    assert (ca.count_get, ca.count_post) == (0, 0)
+    unchanged(scene, before, served)
