@@ -276,7 +276,6 @@ class Acquisition:
                 self.records.unspend(entry.since)
             self.records.fail(ca, inputs, *outcomes.unavailable(outcome), event="unsent" if entry.tries == 1 else "lost")
         elif isinstance(outcome, outcomes.Unavailable) and outcome.kind.startswith("signin"):
-            self.store.update(request=replace(entry, next=now + pace.poll_after(now - entry.since)))
             self.records.fail(ca, want.inputs, *outcomes.unavailable(outcome))
         else:
             self._unread(outcome, ca, nameless=nameless)

@@ -179,17 +179,18 @@ def test_a_weak_key_is_told_before_anything_is_sent(gateway: Gateway) -> None:
 def test_what_is_kept_of_one_request_is_bounded_and_this_hosts_own_state_untouched(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that is renewed for years must not fill the disk, nor cost this host the bytes that a rollback needs."""
     monkeypatch.setattr(store, "KEPT_GENERATIONS", 2)
-    monkeypatch.setattr(store, "KEPT_ORIGINALS", 0)
+    monkeypatch.setattr(store, "KEPT_ORIGINALS", 1)
     gateway.configure("[renewal]\ncertificates-per-day = 20\n")
     csr = gateway.csr()
     gateway.submit(csr)
-    original = gateway.tree / "var/lib/scx-enroll/original" / f"{'0' * 64}.pem"
-    original.touch(0o600)
+    originals = [gateway.tree / "var/lib/scx-enroll/original" / f"{digit * 64}.pem" for digit in "012"]
+    for original in originals:
+        original.touch(0o600)
     for _ in range(4):
         assert gateway.submit(csr, renew=True).status == 0
     (folder,) = (gateway.tree / "var/lib/scx-enroll/submitted").iterdir()
     assert len(list((folder / "generations").iterdir())) == 2
-    assert original.exists()
+    assert all(original.exists() for original in originals)
 
 
 def test_pending_is_told_kept_and_resumed(gateway: Gateway) -> None:

@@ -348,3 +348,15 @@ def test_the_clock_of_the_ca(site):
     before = site.conversation().authority().date
     site.switches.date_offset = 7200
     assert 7190 < site.conversation().authority().date - before < 7230
+
+
+def test_a_row_that_failed_is_told_by_its_disposition_whatever_its_code(site):
+    """A code that nobody knows beside a disposition is the request's own; without one it may be the CA's trouble of the moment."""
+    site.switches.update({"mode": "fail", "deny_hresult": 0x8000FFFF})
+    site.submit()
+    outcome = site.fetch(1)
+    assert isinstance(outcome, ca.Denied)
+    assert (outcome.request_id, outcome.hresult) == (1, 0x8000FFFF)
+    assert "0x8000ffff" in outcome.reason
+    site.switches.spacer = False
+    assert isinstance(site.fetch(1), ca.Unavailable)
