@@ -64,6 +64,15 @@ def test_what_is_known_here_is_printed_without_asking_anybody(tmp_path: Path) ->
         assert not (gateway.tree / "var").exists(), "a look writes nothing"
 
 
+def test_what_leads_to_no_trusted_root_is_not_printed_as_trust(tmp_path: Path) -> None:
+    """A stray certificate in the file must not be imported on every Management Server."""
+    with Gateway(tmp_path) as gateway:
+        stray = gateway.ca.authority.stranger().der
+        with (gateway.etc / "issuer-trust.pem").open("ab") as file:
+            file.write(to_pem([stray, gateway.ca.authority.newest.der]))
+        assert stray not in [der for _, _, der in told(gateway.command("ca-cert").stdout)]
+
+
 def test_an_intermediate_that_is_not_known_yet_is_said(tmp_path: Path) -> None:
     """Importing the root alone would leave servers without the way to it."""
     with Gateway(tmp_path) as gateway:
