@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Iterator, List
@@ -11,6 +12,8 @@ import pytest
 
 from scx_enroll import enroll, pace
 from scx_enroll.journal import HOUR_S
+from scx_enroll.rootfs import Root
+from scx_enroll.store import Store
 from tests.lab.agent import LabHost
 from tests.lab.authority import DAY, YEAR, to_pem
 from tests.lab.ca import LabCA
@@ -969,3 +972,82 @@ def test_intermediates_of_issuer_trust_make_up_for_what_the_ca_does_not_send(tmp
         shown = scene.command("ca-cert", "--fetch", live=False).stdout
         assert "NO, not by issuer-trust" not in shown
         assert shown.count("for the store CA") == 2
+
+
+# -- killed between any two changes -----------------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The power fails."""
+
+
+CHANGES = ("save_journal", "save_budget", "add_generation", "save_page", "make_copy", "swap", "sweep")
+
+
+def crashing(point: int, names: List[str]) -> Any:
+    """A store whose power fails before or after its changes, at the `point`th of these moments."""
+
+    def tick(name: str) -> None:
+        names.append(name)
+        if len(names) == point:
+            raise Crash
+
+    def made(root: Root) -> Store:
+        store = Store(root)
+
+        def around(name: str, call: Any) -> Any:
+            def wrapped(*arguments: Any, **named: Any) -> Any:
+                tick(f"before {name}")
+                result = call(*arguments, **named)
+                tick(f"after {name}")
+                return result
+
+            return wrapped
+
+        for name in CHANGES:
+            setattr(store, name, around(name, getattr(store, name)))
+        return store
+
+    return made
+
+
+@pytest.mark.parametrize("act", ["adopt", "question"])
+def test_after_a_crash_while_an_id_is_taken_over_or_the_question_is_asked_the_next_runs_end_well(
+    scene: Host, tmp_path: Path, act: str
+) -> None:
+    """No ID is lost, nothing is asked for beside it, and what was revoked does not stay."""
+    ca, root, saved = scene.cas[0], Path(scene.host.root), tmp_path / "saved"
+    if act == "adopt":
+        ca.switches.update({"lost": "after", "lost_times": 1})
+        assert scene.run().status == 5
+    else:
+        assert scene.run().status == 0
+        ca.authority.revoke(1)
+        scene.passes(11 * DAY)
+    first, offset = scene.installed, scene.clock.offset
+    shutil.copytree(root, saved, symlinks=True)
+    reached = 0
+    for point in range(1, 80):
+        shutil.rmtree(root)
+        shutil.copytree(saved, root, symlinks=True)
+        scene.clock.offset, scene.offset_s = offset, int(offset)
+        posts, names = ca.count_post, []
+        parts = {"store": crashing(point, names)}
+        try:
+            scene.do(enroll.adopt, 1, "", live=False, parts=parts) if act == "adopt" else scene.do(enroll.run, live=False, parts=parts)
+        except Crash:
+            reached += 1
+        for _ in range(4):
+            ended = scene.run()
+            if ended.status == 5 and act == "adopt":
+                ended = scene.adopt(1)
+            if ended.status == 0 and (act == "adopt" or scene.installed != first):
+                break
+            scene.passes(DAY + 60)
+        assert ended.status == 0, (point, names[-1:])
+        assert scene.installed != first, (point, names[-1:])
+        most = 0 if act == "adopt" else 2  # a run that was killed while it submitted leaves a doubt
+        assert ca.count_post - posts <= most, (point, names[-1:])
+        if len(names) < point:
+            break
+    assert reached > 8
