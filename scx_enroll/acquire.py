@@ -133,7 +133,7 @@ class Acquisition:
             self.records.failure = earlier
         return replace(wish, now=wish.now and not done and step.action != "poll", renew=wish.renew and not done)
 
-    def _submit(self, step: Step, want: Want, wish: Wish, still_due: Callable[[], bool]) -> bool:
+    def submit(self, step: Step, want: Want, wish: Wish, still_due: Callable[[], bool]) -> bool:
         """Preflight, then one POST of a new CSR; says whether it was sent."""
         ca = self.ca(step.ca)
         self.store.check_state()
@@ -185,7 +185,7 @@ class Acquisition:
             )
         return None
 
-    def _repeat(self, _step: Step, want: Want, *_: object) -> bool:
+    def repeat(self, _step: Step, want: Want, *_: object) -> bool:
         """Send the CSR of a doubtful request once more, so that either certificate fits."""
         entry = self.store.journal.request
         ca = self.ca(entry.ca)
@@ -195,14 +195,14 @@ class Acquisition:
         self.record(conversation.submit(entry.csr.encode(), self._identified), want, ca, posted=True)
         return False
 
-    def _poll(self, _step: Step, want: Want, *_: object) -> bool:
+    def poll(self, _step: Step, want: Want, *_: object) -> bool:
         """Ask what became of a request; GETs only."""
         entry = self.store.journal.request
         ca = self.ca(entry.ca)
         self.record(self.connect(ca).fetch(entry.id or 0), want, ca, posted=False)
         return False
 
-    def _abandon(self, step: Step, want: Want, *_: object) -> bool:
+    def abandon(self, step: Step, want: Want, *_: object) -> bool:
         """Give a request up; where another CA is to serve, this one is not asked again for the same."""
         if step.ca:
             self.records.fail(self.ca(step.ca), want.inputs, "changed", CARefused(step.reason, step.hint), event="abandoned")
@@ -210,12 +210,12 @@ class Acquisition:
             self.store.request("abandoned")
         return False
 
-    def _lost(self, step: Step, _want: Want, *_: object) -> bool:
+    def lost(self, step: Step, _want: Want, *_: object) -> bool:
         """A run was killed between the record and the answer."""
         self.records.doubt(step.reason, answered=False)
         return False
 
-    def _question(self, step: Step, want: Want, *_: object) -> bool:
+    def question(self, step: Step, want: Want, *_: object) -> bool:
         """Ask whether the certificate in service was revoked, and look at the CA's own: what fails is asked again tomorrow."""
         ca, now = self.ca(step.ca), self.site.clock()
         held = next(held for held in want.held if held.id == step.generation)
@@ -339,12 +339,12 @@ class Acquisition:
 
 
 ACTS: Mapping[str, Callable[[Acquisition, Step, Want, Wish, Callable[[], bool]], bool]] = {
-    "submit": Acquisition._submit,  # noqa: SLF001 - the table of this class's own acts
-    "repeat": Acquisition._repeat,  # noqa: SLF001
-    "poll": Acquisition._poll,  # noqa: SLF001
-    "abandon": Acquisition._abandon,  # noqa: SLF001
-    "lost": Acquisition._lost,  # noqa: SLF001
-    "question": Acquisition._question,  # noqa: SLF001
+    "submit": Acquisition.submit,
+    "repeat": Acquisition.repeat,
+    "poll": Acquisition.poll,
+    "abandon": Acquisition.abandon,
+    "lost": Acquisition.lost,
+    "question": Acquisition.question,
 }
 
 
