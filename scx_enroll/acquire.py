@@ -316,7 +316,7 @@ class Acquisition:
         pool = (*outcome.bag, *self.pool, *observe.known_chains(self.store.generations()))
         wrong = want.judge(ca, outcome.leaf, pool)
         if _path_alone(wrong) and not self.pool:  # the chain did not come along, or not wholly
-            answer = self.connect(ca).authority()
+            answer = self._authority(self.connect(ca), ca)
             if not isinstance(answer, outcomes.Authority) and not outcome.bag:
                 self._unread(outcomes.Unfetched(outcome.request_id, "its chain could not be fetched", ""), ca, nameless=False)
                 return

@@ -27,12 +27,9 @@ def _pending(case: Case) -> Optional[Step]:
     if request.state != "submitted":
         return None
     what = f"request ID {request.id} at {request.ca}"
-    if request.ca not in case.policy.cas:
-        return Step("C1", "abandon", f"{what} is abandoned: that CA is not configured any more")
-    if request.spki != case.seen.key:
-        return Step("C1", "abandon", f"{what} is abandoned: the agent has another key now")
-    if request.names and case.seen.names and request.names != case.seen.names:
-        return Step("C1", "abandon", f"{what} is abandoned: it asks for {', '.join(request.names)}, which is not wanted any more")
+    unwanted = _unwanted(case)
+    if unwanted:
+        return Step("C1", "abandon", f"{what} is abandoned: {unwanted}")
     if case.now >= request.since + case.policy.pending_s:
         return Step("C1", "abandon", f"{what} is abandoned: not issued within {case.policy.pending_s // DAY_S} days")
     ends = request.since + case.policy.pending_s
@@ -53,6 +50,18 @@ def _pending(case: Case) -> Optional[Step]:
         return Step("C1", "wait", f"{what} is pending{doubt}", until=until, status=7, hint=hint)
     hint = "it is asked for again by itself, or now with: scx-enroll run --now"
     return Step("C1", "wait", f"{what} was not fetched: {request.why}", until=until, status=5, hint=hint)
+
+
+def _unwanted(case: Case) -> str:
+    """Say why nothing good can come of the request any more, "" if it can."""
+    request = case.journal.request
+    if request.ca not in case.policy.cas:
+        return "that CA is not configured any more"
+    if request.spki != case.seen.key:
+        return "the agent has another key now"
+    if request.names and case.seen.names and request.names != case.seen.names:
+        return f"it asks for {', '.join(request.names)}, which is not wanted any more"
+    return ""
 
 
 def _other_to_turn_to(case: Case) -> Tuple[str, Optional[int]]:
@@ -81,8 +90,9 @@ def _doubtful(case: Case) -> Optional[Step]:
         return Step("C2", "lost", "an earlier run was killed while it submitted a request")
     if request.state != "doubtful":
         return None
-    if request.ca not in case.policy.cas or request.spki != case.seen.key:
-        return Step("C2", "abandon", "the doubtful request is abandoned: its CA or its key is not ours any more")
+    unwanted = _unwanted(case)
+    if unwanted:
+        return Step("C2", "abandon", f"the doubtful request is abandoned: {unwanted}")
     ends = request.since + DOUBT_S
     if not request.since - DOUBT_S <= case.now < ends:
         return Step("C2", "abandon", "the doubtful request is abandoned after a day")

@@ -88,7 +88,7 @@ def _entry(store: str, der: bytes, *, trusted: bool) -> Trusted:
     facts = verify.facts(der)
     common = re.search(r"CN=((?:[^,\\]|\\.)*)", facts.subject)
     name = re.sub("[^a-z0-9]+", "-", (common[1] if common else facts.subject).lower()).strip("-")[:MAX_FILE_NAME]
-    return Trusted(store, f"{name or 'ca'}-{facts.leaf[:8]}.cer", der, facts, hashlib.sha1(der).hexdigest(), trusted)  # noqa: S324 - a name
+    return Trusted(store, f"{name or 'ca'}-{facts.leaf[:8]}.cer", der, facts, hashlib.sha1(der).hexdigest(), trusted)  # noqa: S324 - Windows' name for it
 
 
 def _distinct(found: List[Trusted]) -> Tuple[Trusted, ...]:

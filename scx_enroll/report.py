@@ -6,14 +6,16 @@ docs/status.md lists the document's keys. Everything is returned as text; nothin
 import json
 import shlex
 import time
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 from scx_enroll import journal, pace, verify
-from scx_enroll.behalf import Ended
-from scx_enroll.cacert import Trusted
 from scx_enroll.case import Step
 from scx_enroll.enroll import Result
 from scx_enroll.errors import EnrollError
+
+if TYPE_CHECKING:  # most runs have nothing to do with them
+    from scx_enroll.behalf import Ended
+    from scx_enroll.cacert import Trusted
 
 VERSION = 1
 ACTED = {
@@ -227,7 +229,7 @@ def as_end(facts: Mapping[str, Any], *, failed: bool, wished: bool = False) -> s
 # -- on behalf of another host, and for the Management Servers --------------------------------------------------------
 
 
-def errand_document(ended: Ended, name: str, now: int) -> Dict[str, Any]:
+def errand_document(ended: "Ended", name: str, now: int) -> Dict[str, Any]:
     """Return the facts of `submit` of the file `name`: how it stands, and certificate and chain as PEM."""
     step, shown = ended.step, ended.failure if ended.failure and not ended.step.status else None
     one, hint = ended.generation, shown.hint if shown else ended.step.hint
@@ -271,7 +273,7 @@ def as_errand(facts: Mapping[str, Any]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def as_trust(found: Sequence[Trusted], *, fetched: bool) -> str:
+def as_trust(found: "Sequence[Trusted]", *, fetched: bool) -> str:
     """Return each certificate with its fingerprints, and the commands that import it on a Management Server."""
     parts = []
     for one in found:
@@ -293,7 +295,7 @@ def as_trust(found: Sequence[Trusted], *, fetched: bool) -> str:
     return "\n".join([*parts, *lines]) + "\n"
 
 
-def trust_json(found: Sequence[Trusted]) -> str:
+def trust_json(found: "Sequence[Trusted]") -> str:
     """Return the same as JSON: a list."""
     return json.dumps(
         [

@@ -262,6 +262,16 @@ def test_a_doubtful_request_that_ends_by_itself(change):
     assert at(EMPTY, Journal(request=replace(DOUBT, **change))).action == "abandon"
 
 
+@pytest.mark.parametrize("request_", [SENT, replace(DOUBT, next=NOW)], ids=["pending", "doubtful"])
+def test_a_request_for_names_that_are_not_wanted_any_more_is_given_up(request_):
+    """C1, C2: its certificate would be refused here; asked for once more, it would be one in vain."""
+    seen = replace(EMPTY, names=("new.corp.example",))
+    step = at(seen, Journal(request=replace(request_, names=("old.corp.example",))))
+    assert step.action == "abandon"
+    assert "old.corp.example" in step.reason
+    assert at(seen, Journal(request=replace(request_, names=seen.names))).action != "abandon"
+
+
 def test_a_repeated_post_counts_as_well():
     """C2: it may issue a second certificate, so the budget must allow it."""
     step = at(EMPTY, Journal(request=replace(DOUBT, next=NOW)), spent(3))
