@@ -26,7 +26,6 @@ from scx_enroll.service import Patience
 from scx_enroll.store import Generation, Store
 
 MAX_STEPS = 16  # the longest way takes fewer, but for one more with each CA that fails
-WAITING = ("wait", "hold", "nothing")
 
 T = TypeVar("T")
 
@@ -131,7 +130,7 @@ class Run:
         while len(acts) < MAX_STEPS + len(self.config.cas):
             view = self.look()
             step = self.decide(view)
-            if step.action in WAITING:
+            if step.action in plan.WAITING:
                 self._clear_strays(view)
                 self._note_proof(view)
                 return self.result(tuple(acts), view)
@@ -276,7 +275,7 @@ def _forget_the_future(site: Site) -> None:
 
 def config_of(root: Root, options: Options) -> Config:
     """Return the configuration that counts. Raises ConfigError, Unconfigured, HostError."""
-    return configs.load(Root("/"), os.path.abspath(options.config)) if options.config else configs.load(root)
+    return configs.load(Root("/", notes=root.notes), os.path.abspath(options.config)) if options.config else configs.load(root)
 
 
 def run(root: Root, options: Options, tools: Tools) -> Result:

@@ -9,8 +9,9 @@ import json
 import os
 import pwd
 import socket
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
@@ -19,10 +20,11 @@ from scx_enroll.agent import Agent, Pair
 from scx_enroll.case import Observed
 from scx_enroll.config import CA, Config
 from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, HostError
+from scx_enroll.idle import STATE
 from scx_enroll.pace import Held, Policy
 from scx_enroll.request import RequestSpec
 from scx_enroll.rootfs import Root
-from scx_enroll.store import STATE, Generation, Store
+from scx_enroll.store import Generation, Store
 from scx_enroll.transaction import certificates_of, signature
 
 MAX_TRUST_BYTES = 1 << 20  # a system's whole bundle has 250 kB
@@ -41,6 +43,8 @@ class Ready:
     mismatches: Tuple[verify.Mismatch, ...]  # of that certificate
     adoptable: Optional[Generation]  # that certificate, where it is valid and no generation
     notes: Tuple[str, ...]  # what the operator should know
+    turns: Tuple[int, ...]  # when each certificate that was judged, or judged by, begins and ends
+    resolved: bool  # the resolver gave the host's name just now, and may give another
 
 
 @dataclass(frozen=True)
@@ -247,7 +251,18 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         share=share,
     )
     notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
-    return View(seen, policy_of(config, fqdn), Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes))
+    turns = _turns(root, config, {*certificates, *pool, *(der for one in generations for der in stored(one))})
+    resolved = config.host.name == "auto" and store.journal.latch is None
+    return View(seen, policy_of(config, fqdn), Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes, turns, resolved))
+
+
+def _turns(root: Root, config: Config, ders: Set[bytes]) -> Tuple[int, ...]:
+    """Return when each of these certificates, and each in the issuer-trust of a CA, begins and ends."""
+    for ca in config.cas:
+        with suppress(ConfigError):  # said where it is needed
+            ders.update(*trust(root, ca))
+    found = filter(None, (_facts((der,)) for der in ders))
+    return tuple(moment for one in found for moment in (one.not_before, one.not_after))
 
 
 def held_as(
