@@ -88,17 +88,18 @@ class Run:
         self.config = config
         self.wish = replace(wish, hasty=wish.now or wish.hasty)
         self.acquisition = Acquisition(site, config, tools.line)
+        self.rehearsed: observe.Known = {}
 
     def look(self) -> View:
         """Look at the host as it is now."""
-        return observe.look(self.site.root, self.site.store, self.config, self.acquisition.pool, self.site.clock())
+        return observe.look(self.site.root, self.site.store, self.config, self.acquisition.pool, self.site.clock(), self.rehearsed)
 
     def want(self, view: View) -> Want:
         """Return what is asked of a CA: the certificate for the agent's key."""
         ready, seen = view.ready, view.seen
 
         def judge(ca: CA, leaf: bytes, pool: Tuple[bytes, ...]) -> Tuple[verify.Mismatch, ...]:
-            path = observe.rehearsal(self.site.root, ready.agent)
+            path = observe.rehearsal(self.site.root, ready.agent, ready.pair.key, self.rehearsed)
             return observe.judge(self.site.root, path, self.config, ca, ready.spec, seen.key, leaf, pool, self.site.clock())
 
         def csr() -> bytes:

@@ -136,9 +136,19 @@ def rules_of(ca: CA, config: Config) -> verify.Rules:
 Path = Callable[[Tuple[bytes, ...], Tuple[bytes, ...], str], str]  # DER, leaf first; anchors; FQDN -> "" or what is wrong
 
 
-def rehearsal(root: Root, agent: Agent) -> Path:
-    """Return the check of a path by a handshake with the agent's own key."""
-    return lambda ders, anchors, fqdn: service.rehearse(root, agent.key, b"".join(map(verify.pem, ders)), anchors, fqdn)
+Known = Dict[Tuple[Optional[bytes], Tuple[bytes, ...], Tuple[bytes, ...], str], str]  # key and what a Path takes -> what it said
+
+
+def rehearsal(root: Root, agent: Agent, key: Optional[bytes], known: Known) -> Path:
+    """Return the check of a path by a handshake with the agent's own key, whose PEM is `key`; once for the same in one run."""
+
+    def path(ders: Tuple[bytes, ...], anchors: Tuple[bytes, ...], fqdn: str) -> str:
+        asked = (key, ders, anchors, fqdn)
+        if asked not in known:
+            known[asked] = service.rehearse(root, agent.key, b"".join(map(verify.pem, ders)), anchors, fqdn)
+        return known[asked]
+
+    return path
 
 
 def judge(
@@ -174,13 +184,13 @@ def readable_by(agent: Agent, root: Root) -> str:
     return ""
 
 
-def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int) -> View:
-    """Look once. `pool`: intermediates learnt from the CA in this run.
+def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int, known: Known) -> View:
+    """Look once. `pool`: intermediates learnt from the CA in this run; `known`: rehearsals of this run.
 
     Raises ConfigError and HostError; an agent that isn't there, isn't ready or is being changed is a fact, not an error.
     """
     try:
-        return _look(root, store, config, pool, now)
+        return _look(root, store, config, pool, now, known)
     except FileNotFoundError as gone:
         seen = Observed(blocked=f"{gone.filename} went away while it was looked at", blocked_hint="run again when its files are quiet")
         return View(seen, policy_of(config, ""), None)
@@ -192,7 +202,7 @@ def _process(root: Root, agent: Agent, journal: j.Journal) -> str:
     return "died" if state == "stopped" and journal.restarting and root.live else state
 
 
-def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int) -> View:
+def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int, rehearsed: Known) -> View:
     try:
         agent = agents.find(root, config.agent.layout, config.agent.port)
         pair = agents.read_pair(root, agent)
@@ -209,7 +219,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
     def judged(der: bytes, more: Tuple[bytes, ...], server: str) -> Tuple[verify.Mismatch, ...]:
         authorities = (by_server[server],) if server in by_server else config.cas
         found: List[Tuple[verify.Mismatch, ...]] = [
-            judge(root, rehearsal(root, agent), config, ca, spec, spki, der, (*more, *pool), now) for ca in authorities
+            judge(root, rehearsal(root, agent, pair.key, rehearsed), config, ca, spec, spki, der, (*more, *pool), now) for ca in authorities
         ]
         return min(found, key=len)
 
