@@ -3,7 +3,7 @@
 A run that did nothing leaves its premises in the state directory (`premises`): what stood at every path it looked at, what the
 agent's port served, the host's name, and until when `plan` would decide the same. Here they are checked. What is missing,
 damaged, changed or not understood is a miss, and the whole program runs. A fleet pays for this every hour, so it imports
-nothing of ours, and what others need as well (`probe`, `say`) has its home here.
+no other module of ours, and what others need as well (`probe`, `say`) has its home here.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ import sys
 import time
 from collections.abc import Sequence
 
+from scx_enroll import __version__
+
 TYPE_CHECKING = False  # importing typing takes as long as all the checks
 if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 1
 STATE = "/var/lib/scx-enroll"
+STATUS_FOLDER, STATUS_NAME = "/run/scx-enroll", "status.json"
 PREMISES = "premises.json"
 MAX_PREMISES_BYTES = 1 << 20  # some 20 kB
 CONNECT_S = 5.0  # to a port of this host; an agent that is busy answers in milliseconds
@@ -146,7 +149,9 @@ def answer(arguments: Sequence[str]) -> int | None:
         if type(status) is not int or type(ended) is not int:
             return None
         document = f"{before}{now}{after}"
-        _publish(known["status"], document)
+        if known["folder"] not in known["looked"]:
+            return None
+        _publish(known["folder"], document)
     except Exception:  # noqa: BLE001 - whatever is wrong, the whole program finds it again, and has the words for it
         return None
     if "--json" in asked:
@@ -187,7 +192,8 @@ def _read(folder: str) -> Any:
 
 def here(root: str, config: str, *, live: bool) -> list[object]:
     """Return what tells one host, one tree and one program from another; `config` is "" for the usual file."""
-    return [VERSION, sys.version, ssl.OPENSSL_VERSION, root, config, live, os.geteuid(), socket.gethostname()]
+    program = [VERSION, __version__, stands(__file__), sys.version, ssl.OPENSSL_VERSION]
+    return [*program, root, config, live, os.geteuid(), socket.gethostname()]
 
 
 def _meant(known: Any, asked: dict[str, str], root: str) -> bool:
@@ -211,15 +217,15 @@ def _holds(known: Any) -> bool:
     return not known["port"] or probe(known["port"])[:2] == (known["listening"], known["served"])
 
 
-def _publish(path: str, text: str) -> None:
+def _publish(folder: str, text: str) -> None:
     """Replace the status that anyone may read, as the whole run does."""
-    temporary = f"{os.path.dirname(path)}/.scx-enroll.{os.urandom(8).hex()}"
+    temporary = f"{folder}/.scx-enroll.{os.urandom(8).hex()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:
             file.write(text.encode("utf-8", "backslashreplace"))
             os.fchmod(fd, 0o644)
-        os.rename(temporary, path)
+        os.rename(temporary, f"{folder}/{STATUS_NAME}")
     except OSError:
         os.unlink(temporary)
         raise

@@ -11,7 +11,6 @@ from typing import Optional
 from scx_enroll import idle, pace, plan, report
 from scx_enroll.enroll import Result
 from scx_enroll.rootfs import Root
-from scx_enroll.store import STATUS
 
 FRESH_NS = 10**9  # file systems keep the time of a change to a second at worst: one of the same second would not be seen
 
@@ -25,8 +24,7 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
     known = plan.rest(seen, result.view.policy, result.journal, result.budget, now)
     if result.acts or result.failure or ready is None or ready.resolved or known is None or result.budget.refused:
         return None
-    folder, _, name = STATUS.rpartition("/")
-    published = f"{root.host_path(folder)}/{name}"
+    folder = root.host_path(idle.STATUS_FOLDER)
     if seen.process != ("running" if seen.listening else "stopped") or not _quiet(root):
         return None
     step, until = known
@@ -43,7 +41,7 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
         "port": ready.agent.port if root.live else 0,
         "listening": seen.listening,
         "served": seen.served,
-        "status": published,
+        "folder": folder,
         "exit_status": status,
         "quiet_status": status if pace.needs_a_person(status, seen.held, now) else 0,
         "text": report.as_end(facts, failed=False),

@@ -18,10 +18,10 @@ from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 from scx_enroll import journal as j
 from scx_enroll.durable import TEMPORARY, clear, explained, move, remove_tree, temporary_file, write
 from scx_enroll.errors import Busy, HostError
-from scx_enroll.idle import PREMISES, STATE
+from scx_enroll.idle import PREMISES, STATE, STATUS_FOLDER, STATUS_NAME
 from scx_enroll.rootfs import Root
 
-STATUS = "/run/scx-enroll/status.json"
+STATUS = f"{STATUS_FOLDER}/{STATUS_NAME}"
 COPY = re.compile(r"scx-enroll-([0-9a-f]{16})-([0-9]{1,9})\.pem")
 _KEPT = re.compile(r"[0-9a-f]{64}\.pem|[0-9]+\.html")  # what stands in original/ and pages/
 MAX_STATE_BYTES = 1 << 20  # a journal is some kB; chains and saved certificates are smaller still
@@ -289,13 +289,13 @@ class Store:
 
     def publish(self, status: str) -> None:
         """Say to anyone on the host what this run found; not durable, since it is made anew at each run."""
-        aside, (folder_path, _, name) = Store(self.root.aside()), STATUS.rpartition("/")
+        aside = Store(self.root.aside())
         with explained(STATUS):
-            aside._make_folder(folder_path, 0o755)
-            folder = aside.root.open_dir(folder_path)
+            aside._make_folder(STATUS_FOLDER, 0o755)
+            folder = aside.root.open_dir(STATUS_FOLDER)
             try:
                 clear(folder)
-                write(folder, name, status.encode("utf-8", "backslashreplace"), 0o644)
+                write(folder, STATUS_NAME, status.encode("utf-8", "backslashreplace"), 0o644)
             finally:
                 os.close(folder)
 

@@ -243,8 +243,9 @@ MISSES: Dict[str, Callable[[Scene], Any]] = {
     "a time that has come": lambda s: rewrite(s, until=int(time.time())),
     "clock set back": lambda s: rewrite(s, at=int(time.time()) + 5),
     "another host": lambda s: rewrite(s, here=[*premises_of(s)["here"][:-1], "other"]),
-    "another Python": lambda s: rewrite(s, here=[premises_of(s)["here"][0], "2.7", *premises_of(s)["here"][2:]]),
-    "another program": lambda s: rewrite(s, here=[0, *premises_of(s)["here"][1:]]),
+    "another Python": lambda s: rewrite(s, here=[*premises_of(s)["here"][:3], "2.7", *premises_of(s)["here"][4:]]),
+    "another program": lambda s: rewrite(s, here=[*premises_of(s)["here"][:1], "0.0.1", *premises_of(s)["here"][2:]]),
+    "installed anew": lambda s: rewrite(s, here=[*premises_of(s)["here"][:2], [], *premises_of(s)["here"][3:]]),
     "another certificate is served": lambda s: rewrite(s, served="0" * 64),
     "nobody listened": lambda s: rewrite(s, listening=False),
     "a key is missing": lambda s: rewrite(s, document=[]),
@@ -517,8 +518,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(base: Path) -> Dict[str, Any]:
     """Premises that hold in the tree."""
     return {
-        "here": idle.here(str(base), "", live=False), "at": 0, "until": 10**10, "looked": {str(base): idle.stands(str(base))}, "listed": {},
-        "locks": [], "port": 0, "listening": False, "served": "", "status": f"{base}/run/scx-enroll/status.json", "exit_status": 0,
+        "here": idle.here(str(base), "", live=False), "at": 0, "until": 10**10, "looked": {path: idle.stands(path) for path in (str(base), f"{base}/run/scx-enroll")}, "listed": {},
+        "locks": [], "port": 0, "listening": False, "served": "", "folder": f"{base}/run/scx-enroll", "exit_status": 0,
         "quiet_status": 0, "text": "nothing to do\n", "document": ['{\n "time": ', "\n}\n"],
     }
 
@@ -544,7 +545,7 @@ def test_bytes_that_are_no_premises(tree: Path, data: bytes) -> None:
     assert os.listdir(tree / "run/scx-enroll") in ([], ["status.json"])
 
 
-@given(st.sampled_from(sorted({"here", "at", "until", "looked", "listed", "locks", "port", "status", "document", "exit_status"})), json_values)
+@given(st.sampled_from(sorted({"here", "at", "until", "looked", "listed", "locks", "port", "folder", "document", "exit_status"})), json_values)
 def test_premises_with_one_wrong_value(tree: Path, key: str, value: Any) -> None:
     """A wrong type is a miss; where it holds all the same, as an empty list of locks does, the answer is the usual one."""
     if key != "exit_status" or type(value) is not int:
