@@ -18,8 +18,9 @@ def cpu_ms():
 
 
 # Everything at once, so that no part pays for being the first one to need a library.
-import cryptography.hazmat.primitives.asymmetric.padding  # noqa: E402
-from scx_enroll import acquire, ca, cli, enroll, report, request, service, store, transaction, verify  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric import padding  # noqa: E402, F401 - signing takes it
+
+from scx_enroll import acquire, ca, cli, enroll, report, request, service, store, transaction, verify  # noqa: E402 - from that folder
 
 STARTED = "interpreter and imports"
 REST = "the rest: arguments, the lock, the plan"

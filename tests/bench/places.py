@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 
 import certsrv
+
 import scx_enroll
 
 HERE = os.path.dirname(os.path.abspath(__file__))

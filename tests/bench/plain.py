@@ -8,7 +8,7 @@ import sys
 folder, facts = sys.argv[1:]
 sys.path.insert(0, folder)
 
-import certsrv  # noqa: E402
+import certsrv  # noqa: E402 - from that folder, as the next ones
 from cryptography import x509  # noqa: E402
 from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402
 from cryptography.x509.oid import NameOID  # noqa: E402
