@@ -109,7 +109,7 @@ def results():
     cpu_ms = {scenes.RESTART: 5.0}
     names = (*HEADINGS, "certbot 1 renew, nothing due")
     series = {name: Series([Sample(0, cpu_ms.get(name, 10.0), 8.0, 12.0, "")]) for name in names}
-    return Results("2 cores", {"a": "b"}, 1, series, ["certbot 1 renew, nothing due"], series, Series([Sample(0, 1.0, 1.0, 1.0, "")]),
+    return Results("2 cores", {"a": "b"}, 1, scenes.KEY, series, ["certbot 1 renew, nothing due"], series, Series([Sample(0, 1.0, 1.0, 1.0, "")]),
                    {"loading": 1.0, "asking": 3.0}, (2000, 500000))  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from .measure import Contender, Series, cpu_ratio, interleave
 ROUNDS = 15
 DEFAULT = os.path.join(places.CHECKOUT, "docs", "bench.md")
 CERTBOTS = ("debian12", "new")
+MADE = ", as the agent's own tool makes them"
+FIGURES = ("CPU ms", "ratio", "peak MiB", "wall ms", "share", "found")  # columns
 IDLE_BARE, IDLE_CERTBOT, IDLE_MIB, ENROL_SCRIPT, FLAT = 4.0, 10.0, 18.0, 1.2, 1.1
 
 
@@ -34,6 +36,7 @@ class Results:
     machine: str
     versions: Dict[str, str]
     rounds: int
+    key: str
     idle: Dict[str, Series]
     certbots: Sequence[str]  # their rows
     enrol: Dict[str, Series]
@@ -59,7 +62,7 @@ class Results:
         return found
 
 
-def measured(rounds: int, folder: str, certbots: Sequence[str]) -> Results:
+def measured(rounds: int, folder: str, certbots: Sequence[str], key: str) -> Results:
     """Measure everything, `rounds` times each."""
 
     def told(text: str) -> None:
@@ -74,7 +77,7 @@ def measured(rounds: int, folder: str, certbots: Sequence[str]) -> Results:
         name = " ".join(places.run(program, "--version").split()[-2:])
         rows.append((f"{name} renew, nothing due", program))
         versions[name] = f"the same python3, libraries from PyPI: {places.run(python, '-I', '-c', places.VERSIONS).strip()}"
-    with scenes.lab(place, folder) as made:
+    with scenes.lab(place, folder, key) as made:
         told("making the hosts")
         contenders = scenes.idle_contenders(made, rows)
         short, _, long, _ = (host.journal_bytes() for host in made.hosts)
@@ -84,7 +87,8 @@ def measured(rounds: int, folder: str, certbots: Sequence[str]) -> Results:
         enrol = interleave(scenes.enrol_contenders(made), rounds, told)
         told("renewal")
         renewal, parts = renewals(made, rounds, told)
-    return Results(places.machine(), versions, rounds, idle, [name for name, _ in rows], enrol, renewal, parts, (short, long))
+    names = [name for name, _ in rows]
+    return Results(places.machine(), versions, rounds, key, idle, names, enrol, renewal, parts, (short, long))
 
 
 def renewals(made: scenes.Lab, rounds: int, told) -> Tuple[Series, Dict[str, float]]:
@@ -115,7 +119,7 @@ def renewals(made: scenes.Lab, rounds: int, told) -> Tuple[Series, Dict[str, flo
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    marks = ["-", *("-:" for _ in heads[1:])]
+    marks = ["-:" if head in FIGURES else "-" for head in heads]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (heads, marks, *rows))
 
 
@@ -153,7 +157,7 @@ Machine: {found.machine}.
 Every figure is the median of {found.rounds} runs. The runs of one table take turns, each round beginning with another one. CPU is user + system of
 the whole process and of the children it waited for; the peak is that of the largest process among them, measured of the child alone. A ratio
 is the median over the rounds, CPU to CPU. Wall time is for information: it depends on what else the machine does. The CA is the lab's on the
-same machine, its work is not counted; nor is the agent's, which nobody waits for. Keys are {scenes.KEY}.
+same machine, its work is not counted; nor is the agent's, which nobody waits for. Keys are {found.key}{MADE if found.key == scenes.KEY else ''}.
 
 ## The aims
 
@@ -195,9 +199,10 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs of each (default: %(default)s; fewer are no result)")
     parser.add_argument("--output", default=DEFAULT, help="the page (default: docs/bench.md)")
     parser.add_argument("--certbot", action="append", choices=CERTBOTS, help="these only (default: all)")
+    parser.add_argument("--key", default=scenes.KEY, help="the agents' (default: %(default)s); what checking it costs depends on its size")
     given = parser.parse_args(arguments or None)
     with tempfile.TemporaryDirectory(prefix="scx-bench-") as folder:
-        found = measured(given.rounds, folder, given.certbot or CERTBOTS)
+        found = measured(given.rounds, folder, given.certbot or CERTBOTS, given.key)
     with open(given.output, "w", encoding="utf-8") as file:
         file.write(page(found).rstrip("\n") + "\n")
     for aim in found.aims:

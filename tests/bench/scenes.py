@@ -30,10 +30,10 @@ WARM_UP = 3  # runs, after the state was changed from outside
 class Host:
     """One host with its agent, and what the program and the plain scripts are told of it."""
 
-    def __init__(self, place: Place, ca: LabCA, told: dict, folder: str, name: str) -> None:
+    def __init__(self, place: Place, ca: LabCA, told: dict, folder: str, name: str, key: str) -> None:
         self.place = place
         self.ca = ca
-        self.lab = LabHost(os.path.join(folder, name), host=name, key=KEY)
+        self.lab = LabHost(os.path.join(folder, name), host=name, key=key)
         configure(self.lab, told)
         self.told = told
         self.kept = os.path.join(folder, f"{name}-kept")
@@ -172,8 +172,8 @@ class Host:
 class Lab:
     """A CA, and the hosts that were made for it."""
 
-    def __init__(self, place: Place, folder: str) -> None:
-        self.place, self.folder = place, folder
+    def __init__(self, place: Place, folder: str, key: str) -> None:
+        self.place, self.folder, self.key = place, folder, key
         self.ca = LabCA(os.path.join(folder, "ca"))
         self.ca.start()
         self.hosts: List[Host] = []
@@ -187,7 +187,7 @@ class Lab:
 
     def host(self, name: str, grow: Optional[Callable[[Host], None]] = None) -> Host:
         """Make a host; with `grow`, an enrolled one in that state."""
-        made = Host(self.place, self.ca, self.told, self.folder, name)
+        made = Host(self.place, self.ca, self.told, self.folder, name, self.key)
         self.hosts.append(made)
         if grow:
             made.enrol()
@@ -202,8 +202,8 @@ class Lab:
 
 
 @contextlib.contextmanager
-def lab(place: Place, folder: str) -> Iterator[Lab]:
-    made = Lab(place, folder)
+def lab(place: Place, folder: str, key: str = KEY) -> Iterator[Lab]:
+    made = Lab(place, folder, key)
     try:
         yield made
     finally:
