@@ -21,20 +21,20 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
     """
     seen, ready = result.view.seen, result.view.found
     known = plan.rest(seen, result.view.policy, result.journal, result.budget, now)
-    if result.acts or result.failure or ready is None or ready.resolved or known is None or result.budget.refused:
-        return None
     folder = root.host_path(idle.STATUS_FOLDER)
-    if seen.process != ("running" if seen.listening else "stopped") or not _quiet(root):
+    if result.acts or result.failure or known is None or result.budget.refused or not _quiet(root):
+        return None
+    if ready and (ready.resolved or seen.process != ("running" if seen.listening else "stopped")):
         return None
     step, until = known
     facts = report.document(replace(result, step=step, acts=(), failure=None), now)
     before, after = report.as_json({**facts, "time": 0}).split('\n "time": 0')
     status = facts["exit_status"]
-    notes, at = root.notes, min(until, *(moment for moment in ready.turns if moment > now))
+    notes, at = root.notes, min((until, *(moment for moment in (ready.turns if ready else ()) if moment > now)))
     claims = [f"looked {was} {path}" for path, was in notes.looked.items()]
     claims += [f"listed {was} {path}" for path, was in notes.listed.items()]
     claims += [f"unlocked free {path}" for path in sorted(notes.unlocked)]
-    if root.live:  # takes longest, so at last
+    if root.live and ready:  # takes longest, so at last
         claims.append(f"port {idle.served(listening=seen.listening, der=ready.served)} {ready.agent.port}")
     if any("\n" in claim for claim in claims):
         return None

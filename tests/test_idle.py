@@ -173,6 +173,19 @@ def test_a_host_that_waits_or_is_held_looks_every_hour(tmp_path: Path, ca: LabCA
 
 
 @pytest.mark.slow
+def test_an_image_without_an_agent_looks_every_hour(scene: Scene, capsys: Any) -> None:
+    """The program is baked in, the agent comes later: until then it costs nothing, and then it is seen."""
+    server = below(scene, "/opt/omi/bin/omiserver")
+    server.rename(server.with_name("later"))
+    assert whole(scene) == 4
+    told = capsys.readouterr()
+    assert (answer(scene), answer(scene, "--unattended")) == (4, 0)
+    assert capsys.readouterr() == told
+    server.with_name("later").rename(server)
+    assert answer(scene) is None
+
+
+@pytest.mark.slow
 def test_a_status_that_needs_a_person_is_swallowed(scene: Scene, capsys: Any) -> None:
     """What fails for the timer goes on failing, with its words on stderr."""
     assert whole(scene) == 0
