@@ -102,6 +102,7 @@ def test_an_idle_run_says_something_else_than_the_whole_program(scene: Scene, ca
     expected = capsys.readouterr()
     published = Path(scene.host.root, "run/scx-enroll/status.json")
     before, restarts, exchanges = json.loads(published.read_text()), scene.host.restarts, ca.count_get + ca.count_post
+    published.write_text("{}")
     started = int(time.time())
     assert answer(scene, *arguments) == 0
     said = capsys.readouterr()
@@ -209,6 +210,13 @@ def in_place(path: Path) -> None:
     path.chmod(mode & 0o777)
 
 
+def with_its_time(path: Path) -> None:
+    """Other bytes, and the old time of the last change to them: the time of the change itself can't be set."""
+    before = path.stat()
+    in_place(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def replaced(path: Path) -> None:
     """The same bytes in another file."""
     other = path.with_name("other")
@@ -244,6 +252,7 @@ MISSES: Dict[str, Callable[[Scene], Any]] = {
     "link moved": lambda s: s.host.relink("omi-host-old.pem"),
     "link made anew": lambda s: s.host.relink(os.readlink(s.host.path(s.host.certificate))),
     "written through the link": lambda s: in_place(below(s, s.host.certificate)),
+    "written through the link, and its time put back": lambda s: with_its_time(below(s, s.host.certificate)),
     "certificate belongs to another": lambda s: os.chown(below(s, s.host.certificate), 990, 990),
     "key replaced": lambda s: replaced(below(s, s.host.key)),
     "key deleted": lambda s: below(s, s.host.key).unlink(),
