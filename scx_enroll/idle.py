@@ -207,7 +207,7 @@ def _asked(arguments: list[str]) -> dict[str, str] | None:
         name, equals, value = word.partition("=")
         if name in ("--root", "--config") or (name == "--wait" and "run" in asked):
             value = value if equals else words.pop(0)
-            if not value or value[0] == "-":
+            if not value:
                 return None
             asked[name] = value
         elif word == "--live" or (word in FLAGS and "run" in asked) or (word == "run" and word not in asked):
