@@ -16,7 +16,7 @@ SHARES = 1 << 32  # a host's share of the spread is share / SHARES
 BACKOFF_S = {"soon": (5 * 60, 2 * HOUR_S), "later": (HOUR_S, DAY_S)}  # first and longest wait; each failure doubles it
 # While a valid certificate is held: at most this part of the time that it has left, and at most so long. Hosts that came due
 # in an outage of three days come back over four, not in an hour.
-CALM = ((32, DAY_S), (8, 4 * DAY_S))  # after the first failure, after each later one
+CALM = ((16, DAY_S), (3, 4 * DAY_S))  # after the first failure, after each later one
 PATIENT_STATUSES = (4, 5, 7, 11)  # what a run that only waits ends with
 LEAST_PART = 20  # a twentieth of a certificate's life has passed before a new one is asked for
 LAST_PART = 0.1  # of a certificate's lifetime: waiting needs a person then

@@ -22,12 +22,12 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
     seen, ready = result.view.seen, result.view.found
     known = plan.rest(seen, result.view.policy, result.journal, result.budget, now)
     folder = root.host_path(idle.STATUS_FOLDER)
-    if result.acts or result.failure or known is None or result.budget.refused or not _quiet(root):
+    if result.acts or known is None or result.budget.refused or not _quiet(root):
         return None
     if ready and (ready.resolved or seen.process != ("running" if seen.listening else "stopped")):
         return None
     step, until = known
-    facts = report.document(replace(result, step=step, acts=(), failure=None), now)
+    facts = report.document(replace(result, step=step), now)
     before, after = report.as_json({**facts, "time": 0}).split('\n "time": 0')
     status = facts["exit_status"]
     notes, at = root.notes, min((until, *(moment for moment in (ready.turns if ready else ()) if moment > now)))

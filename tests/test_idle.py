@@ -396,6 +396,7 @@ def test_a_command_line_that_means_something_else(scene: Scene, tmp_path: Path, 
         assert idle.answer(words) is None, words
     assert answer(scene, live=False) is None, "it was probed, and shall not be"
     assert answer(scene, "--config", str(scene.etc / "scx-enroll.conf")) is None, "these are other files, as far as is known"
+    assert idle._asked(["run", "--live"]) is None, "it goes with --root, says the whole program"
     assert idle.answer(["--root", f"{root}/../{os.path.basename(root)}", "run", f"--root={root}", "--live"]) == 0
     assert whole(scene, "--config", str(scene.etc / "scx-enroll.conf")) == 0
     assert answer(scene, "--config", str(scene.etc / "scx-enroll.conf")) == 0
@@ -434,6 +435,49 @@ def test_premises_of_a_run_that_did_something(scene: Scene, capsys: Any) -> None
     scene.host.kill()
     assert whole(scene) == 0
     assert not (scene.state / "premises").exists()
+    shutil.rmtree(scene.state)
+    assert whole(scene) == 0
+    assert "adopted" in capsys.readouterr().out
+    assert not (scene.state / "premises").exists()
+
+
+@pytest.mark.slow
+def test_premises_of_a_refused_password(scene: Scene, capsys: Any) -> None:
+    """It may come from a place that no path tells of; the next run compares."""
+    scene.write("password0", b"wrong\n", 0o600)
+    assert whole(scene, "--renew") == 13
+    assert whole(scene) in (0, 13)
+    assert not (scene.state / "premises").exists()
+
+
+@pytest.mark.slow
+def test_premises_of_a_name_that_the_resolver_gave(tmp_path: Path, ca: LabCA, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Until the first success the name is not latched, and another answer is another request."""
+    answers = [(socket.AF_INET, socket.SOCK_STREAM, 6, "host1.lab.test", ("127.0.0.1", 0))]
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port, *rest, **named: answers if port is None else real(host, port, *rest, **named))
+    ca.switches.update({"mode": "pending"})
+    with LabHost(tmp_path / "host", key="ec:secp256r1") as host:
+        host.start()
+        scene = Scene(host, [ca], {"name": "auto"})
+        assert scene.run().status == 7
+        assert whole(scene) == 7
+        assert not (scene.state / "premises").exists()
+
+
+@pytest.mark.slow
+def test_a_status_that_can_not_be_replaced(scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The whole program looks, and says so; what was begun is taken away again."""
+    assert whole(scene) == 0
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", full)
+        assert answer(scene) is None
+    assert os.listdir(below(scene, "/run/scx-enroll")) == ["status.json"]
+    assert answer(scene) == 0
 
 
 @pytest.mark.slow

@@ -626,7 +626,7 @@ def test_a_fleet_that_comes_back_from_an_outage_in_one_hour(retry, failures, lef
     """Who holds a valid certificate has time: it asks after a day, then every four, sooner the less time remains."""
     wait = until_of(backoff(retry=retry, failures=failures, at=NOW), NOW + left) - NOW
     first = failures <= 1
-    assert wait == max(min(left // (32 if first else 8), DAY_S if first else 4 * DAY_S), 300 if retry == "soon" else HOUR_S)
+    assert wait == max(min(left // (16 if first else 3), DAY_S if first else 4 * DAY_S), 300 if retry == "soon" else HOUR_S)
     assert until_of(backoff(retry="changed", failures=failures), NOW + left) is None
 
 
