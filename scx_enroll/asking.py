@@ -12,7 +12,9 @@ from scx_enroll.pace import (
     TRUST_SPREAD_S,
     WEEK_S,
     Held,
+    doubt_ends,
     first_question,
+    repeat_at,
     runs_out_at,
 )
 
@@ -92,10 +94,10 @@ def _doubtful(case: Case) -> Optional[Step]:
     unwanted = _unwanted(case)
     if unwanted:
         return Step("C2", "abandon", f"the doubtful request is abandoned: {unwanted}")
-    ends = request.since + DOUBT_S
+    ends = doubt_ends(request, case.seen.share)
     if not request.since - DOUBT_S <= case.now < ends:
-        return Step("C2", "abandon", "the doubtful request is abandoned after a day")
-    again = min(request.next, ends) if request.tries < MAX_POSTS_PER_CSR and not request.answered else ends
+        return Step("C2", "abandon", "the doubtful request is abandoned after a day or two")
+    again = min(repeat_at(request, case.seen.share), ends) if request.tries < MAX_POSTS_PER_CSR and not request.answered else ends
     if case.now < again:
         reason = f"it is doubtful whether {request.ca} stored a request: {request.why}"
         hint = f"look for it on {request.ca} (requester, time), then: scx-enroll run --adopt ID; the next attempt follows by itself"

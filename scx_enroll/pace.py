@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Optional, Tuple, Union
 
-from scx_enroll.journal import DAY_S, HOUR_S, Backoff, Skip
+from scx_enroll.journal import DAY_S, HOUR_S, Backoff, Request, Skip
 
 WEEK_S = 7 * DAY_S  # between two questions whether the certificate in service was revoked
 MISSED_S = WEEK_S // 2  # until a question that failed is asked again: the fleet stays spread
 
-COOL_DOWN_S = 15 * 60  # after a POST whose fate is doubtful
-DOUBT_S = DAY_S  # then a fresh request is made
+COOL_DOWN_S = 15 * 60  # after a POST whose fate is doubtful, at least
+REPEAT_SPREAD_S = 4 * HOUR_S  # and over so long: a CA that drowned in a fleet's requests would drown in the same hour again
+DOUBT_S = DAY_S  # then a fresh request is made, over another such time
 TRUST_SPREAD_S = 3 * DAY_S  # a fleet that gets new roots in one hour renews over this long
 SHARES = 1 << 32  # a host's share of the spread is share / SHARES
 BACKOFF_S = {"soon": (5 * 60, 2 * HOUR_S), "later": (HOUR_S, DAY_S)}  # first and longest wait; each failure doubles it
@@ -108,6 +109,16 @@ def until_of(failure: Union[Backoff, Skip], expires: int = 0) -> Optional[int]:
         part, most = CALM[min(max(failure.failures, 1), len(CALM)) - 1]
         return failure.at + max(min(left // part, most), first)
     return failure.at + int(min(first * 2 ** min(max(failure.failures - 1, 0), 30), longest))
+
+
+def repeat_at(request: Request, share: int) -> int:
+    """Return when the CSR of a doubtful request may be sent again: each host at its own time."""
+    return request.next + REPEAT_SPREAD_S * share // SHARES
+
+
+def doubt_ends(request: Request, share: int) -> int:
+    """Return when a doubtful request is given up."""
+    return request.since + DOUBT_S + DOUBT_S * share // SHARES
 
 
 def first_question(obtained: int, share: int) -> int:

@@ -33,9 +33,9 @@ KEY = "rsa:2048"  # quick to make; the CA does not mind
 LIMIT_S = 600  # for all hosts together
 CERTIFICATES_A_DAY = 3  # the documented budget of a host
 LOST_EVERY, REFUSED_EVERY = 10, 7
-# When hosts without a certificate run again, in seconds, and whether the CA still misbehaves: a doubtful request is repeated after a
-# quarter of an hour, and given up after a day.
-LATER = ((16 * 60, True), (2 * 3600, False), (26 * 3600, False))
+# When hosts without a certificate run again, in seconds, and whether the CA still misbehaves: a doubtful request is repeated after up to
+# four hours and a quarter, and given up after two days.
+LATER = ((4 * 3600 + 16 * 60, True), (9 * 3600, False), (50 * 3600, False))
 # What the program starts with, its clock ahead.
 PROGRAM = (
     "import sys, time; ahead, real = int(sys.argv.pop(1)), time.time; time.time = lambda: real() + ahead;"

@@ -455,7 +455,7 @@ def test_a_page_that_was_cut_off_is_asked_for_once_more(scene: Host) -> None:
     ca = scene.cas[0]
     ca.switches.update({"lost": "truncated-quiet", "lost_times": 1, "truncate_at": 300})
     assert scene.run().status == 5
-    scene.passes(pace.COOL_DOWN_S + 1)
+    scene.passes(pace.COOL_DOWN_S + pace.REPEAT_SPREAD_S)
     assert scene.run().status == 0
     assert ca.count_post == 2
 
@@ -799,7 +799,7 @@ def test_a_chain_that_does_not_come_along_does_not_cost_the_certificate(scene: H
     if way == "named":
         ended = scene.adopt(1)
     else:
-        scene.passes(pace.COOL_DOWN_S + 1)
+        scene.passes(pace.COOL_DOWN_S + pace.REPEAT_SPREAD_S)
         ended = scene.run(now=True)
     assert ended.status == 0, ended
     assert ca.authority.issued <= (2 if way == "repeated" else 1)

@@ -19,7 +19,7 @@ from scx_enroll.durable import TEMPORARY
 from scx_enroll.enroll import Options, Tools
 from scx_enroll.errors import EnrollError
 from scx_enroll.journal import DAY_S, HOUR_S
-from scx_enroll.pace import COOL_DOWN_S
+from scx_enroll.pace import COOL_DOWN_S, REPEAT_SPREAD_S
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Store
 from tests.lab.ca import LabCA
@@ -220,9 +220,9 @@ def test_doubtful_cools_down_and_sends_the_same_request_once_more(gateway: Gatew
     assert gateway.submit(csr).status == 5
     assert gateway.submit(csr, now=True).status == 5
     assert gateway.ca.count_post == 1
-    gateway.offset_s += COOL_DOWN_S + 1
+    gateway.offset_s += COOL_DOWN_S + REPEAT_SPREAD_S
     assert gateway.submit(csr).status == 5
-    gateway.offset_s += COOL_DOWN_S + 1
+    gateway.offset_s += COOL_DOWN_S + REPEAT_SPREAD_S
     assert gateway.submit(csr).status == 5
     assert gateway.ca.count_post == 2
     assert {row.csr for row in gateway.ca.authority.rows.values()} == {csr.read_bytes()}
@@ -513,7 +513,7 @@ def test_after_a_crash_at_any_change_the_next_call_goes_on(gateway: Gateway) -> 
             ended = gateway.submit(csr)
             if ended.status == 0:
                 break
-            gateway.offset_s += COOL_DOWN_S + 1
+            gateway.offset_s += COOL_DOWN_S + REPEAT_SPREAD_S
         assert ended.status == 0, point
         assert ended.generation
         assert gateway.ca.count_post - posts <= 2, point

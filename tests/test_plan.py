@@ -962,6 +962,20 @@ def test_until_ends_with_the_day_of_a_doubtful_request():
     assert at(EMPTY, over, spent(3)).until == NOW + 30
 
 
+def test_a_fleet_whose_answers_were_lost_in_one_hour():
+    """C2: a CA that drowned would drown again: the repeats are spread over four hours, the new requests over a day, by the host's share."""
+    for share in (0, pace.SHARES // 2, pace.SHARES - 1):
+        seen, doubt = replace(EMPTY, share=share), Journal(request=replace(DOUBT, since=NOW - 900, next=NOW))
+        wait = pace.REPEAT_SPREAD_S * share // pace.SHARES
+        assert at(seen, doubt, now=NOW + wait).action == "repeat"
+        if share:
+            assert at(seen, doubt).until == NOW + wait
+            assert at(seen, doubt, now=NOW + wait - 1).action == "wait"
+        twice, ends = Journal(request=replace(doubt.request, tries=2)), NOW - 900 + DAY_S + DAY_S * share // pace.SHARES
+        assert at(seen, twice).until == ends
+        assert (at(seen, twice, now=ends - 1).action, at(seen, twice, now=ends).action) == ("wait", "abandon")
+
+
 def test_until_ends_when_a_skipped_generation_is_tried_again():
     """C4 waits two hours for the CA, but the generation that was rolled back is installed again before that."""
     seen = replace(GOOD, held=(replace(NEW, not_before=NOW - 300 * DAY_S, not_after=NOW + 65 * DAY_S),), certificate="self", served="self")

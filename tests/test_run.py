@@ -14,7 +14,7 @@ from typing import Any, Iterator
 import pytest
 
 from scx_enroll import enroll, observe, transaction
-from scx_enroll.pace import COOL_DOWN_S
+from scx_enroll.pace import COOL_DOWN_S, REPEAT_SPREAD_S
 from tests.lab.agent import LAYOUTS, LabHost, fingerprint
 from tests.lab.authority import WRONG, to_pem
 from tests.lab.ca import LabCA
@@ -209,7 +209,7 @@ def test_reply_lost_sends_the_same_csr_once_more_after_a_pause(scene: Scene, ca:
     assert scene.run(now=True).status == 5, "not even --now shortens the pause"
     assert ca.count_post == 1
     unchanged(scene, before, served)
-    scene.offset_s = COOL_DOWN_S + 1
+    scene.offset_s = COOL_DOWN_S + REPEAT_SPREAD_S
     assert scene.run().status == 0
     assert scene.is_enrolled()
     assert len(ca.authority.rows) == rows
@@ -220,7 +220,7 @@ def test_reply_lost_twice_waits_a_day(scene: Scene, ca: LabCA) -> None:
     """Twice doubtful may be two certificates; a person can look at the CA meanwhile."""
     ca.switches.lost = "after"
     scene.run()
-    scene.offset_s = COOL_DOWN_S + 1
+    scene.offset_s = COOL_DOWN_S + REPEAT_SPREAD_S
     assert scene.run().status == 5
     scene.offset_s = 12 * HOUR_S
     assert scene.run(now=True).status == 5
@@ -345,7 +345,7 @@ def test_doubtful_request_stays_with_its_ca(tmp_path: Path) -> None:
             ca.switches.lost, ca.switches.lost_times = "after", 1
         assert scene.run().status == 5
         assert scene.posts == 1
-        scene.offset_s = COOL_DOWN_S + 1
+        scene.offset_s = COOL_DOWN_S + REPEAT_SPREAD_S
         assert scene.run().status == 0
         assert sorted((a.authority.issued, b.authority.issued)) == [0, 2]
 
