@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
+from typing import List, Tuple
 
 from scx_enroll.config import Renewal
 from scx_enroll.journal import DAY_S, HOUR_S
