@@ -14,7 +14,7 @@ $(shell [ ! -e $(ENV) ] || { $(ENV)/bin/python -c '' && grep -qF '$(CURDIR)/$(EN
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test fast slow lint matrix clean
+.PHONY: help demo test fast slow lint matrix fleet clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,9 @@ lint: $(ENV)/.lint ## ruff and mypy --strict
 
 matrix: $(ENV)/.test ## the fast tests on the oldest and the newest Python and libraries
 	$(PY) tests/matrix.py
+
+fleet: $(ENV)/.package ## simulate 100,000 hosts in every scenario, for half an hour; writes docs/fleet.md and its picture
+	$(PY) -m tests.fleet --write
 
 clean: ## remove the environments, the caches and what building left
 	rm -rf --one-file-system .venv .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
