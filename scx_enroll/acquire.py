@@ -145,7 +145,7 @@ class Acquisition:
         self.records.spend(now)
         self.store.request(
             "submit", ca=ca.server, csr=csr.decode(), spki=want.spki, names=want.spec.dns_names, since=now, tries=1, next=0,
-            inputs=want.inputs,
+            inputs=want.inputs, due=step.due,
         )
         self.record(conversation.submit(csr, self._identified), want, ca, posted=True)
         return True
@@ -216,10 +216,10 @@ class Acquisition:
         return False
 
     def question(self, step: Step, want: Want, *_: object) -> bool:
-        """Ask whether the certificate in service was revoked, and look at the CA's own: what fails is asked again tomorrow."""
+        """Ask whether the certificate in service was revoked, and look at the CA's own: what fails is asked again in half a week."""
         ca, now = self.ca(step.ca), self.site.clock()
         held = next(held for held in want.held if held.id == step.generation)
-        self.store.update(question=now + j.DAY_S)  # whatever comes: not again at every run
+        self.store.update(question=now + pace.MISSED_S)  # whatever comes: not again at every run
         conversation = self.connect(ca)
         answer = self._authority(conversation, ca)
         if not isinstance(answer, outcomes.Authority):
@@ -330,7 +330,7 @@ class Acquisition:
             return
         now = self.site.clock()  # one that only lacks a trusted root is kept, too: it is good as soon as the trust is mended
         chain = verify.chain(outcome.leaf, (*pool, *observe.trust(self.site.root, ca)[1]))
-        origin = j.Origin(ca=ca.server, request_id=outcome.request_id, obtained=now, first=not self.store.generations())
+        origin = j.Origin(ca=ca.server, request_id=outcome.request_id, obtained=now, due=self.store.journal.request.due)
         self.store.add_generation(generation_of(outcome.leaf, chain, origin))
         state = j.step(j.REQUEST, self.store.journal.request.state, "obtained")
         met = self.records.contacts(ca, CertificateRefused.exit_status if wrong else 0, message)

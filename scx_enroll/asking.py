@@ -14,7 +14,6 @@ from scx_enroll.pace import (
     Held,
     first_question,
     runs_out_at,
-    until_of,
 )
 
 MAX_POSTS_PER_CSR = 2
@@ -67,7 +66,7 @@ def _unwanted(case: Case) -> str:
 def _other_to_turn_to(case: Case) -> Tuple[str, Optional[int]]:
     """Return another CA, and from when on it is turned to, where time runs out while a person at this one does nothing."""
     request = case.journal.request
-    free = {ca: 0 if backoff is None else until_of(backoff) for ca, backoff in ((ca, case.backoff(ca)) for ca in case.policy.cas)}
+    free = {ca: 0 if backoff is None else case.until(backoff) for ca, backoff in ((ca, case.backoff(ca)) for ca in case.policy.cas)}
     others = [(at, ca) for ca, at in free.items() if ca != request.ca and at is not None]
     if not request.pending or not others or not case.seen.held:
         return "", None
@@ -81,7 +80,7 @@ def _signin_refused(case: Case, ca: str) -> Optional[Step]:
     backoff = case.backoff(ca)
     if backoff is None or backoff.status != SIGNIN_REFUSED:
         return None
-    return Step("C2", "wait", backoff.message, until=until_of(backoff), status=backoff.status, hint=backoff.hint)
+    return Step("C2", "wait", backoff.message, until=case.until(backoff), status=backoff.status, hint=backoff.hint)
 
 
 def _doubtful(case: Case) -> Optional[Step]:
@@ -127,7 +126,7 @@ def _refused(case: Case) -> Optional[Step]:
 
 
 def _needed(case: Case) -> Optional[Step]:
-    newest = case.valid[0] if case.valid else None
+    newest, planned = case.valid[0] if case.valid else None, 0
     if newest is None and _displaced(case) and not (case.wish.now or case.wish.renew):
         spread_until = case.seen.trust_changed_at + TRUST_SPREAD_S * case.seen.share // SHARES
         if case.now < spread_until:
@@ -139,13 +138,14 @@ def _needed(case: Case) -> Optional[Step]:
     elif case.wish.renew:
         reason = "a new certificate was asked for"
     elif case.now >= case.due(newest):
+        planned = case.due(newest)
         reason = f"renewal of generation {newest.id} is due"
     else:
         return None
     over = _over_budget(case, "C4")
     if over:
         return over
-    step = Step("C4", "submit", reason)
+    step = Step("C4", "submit", reason, due=planned)
     if case.seen.running and case.budget.restarts_until(2) > case.now:
         return within_restarts(case, step, 2)  # a certificate that can't be installed is not worth a request
     waits = []
@@ -154,7 +154,7 @@ def _needed(case: Case) -> Optional[Step]:
         if backoff is None:
             return replace(step, ca=ca)
         waits.append(backoff)
-    untils = [until for until in map(until_of, waits) if until is not None]
+    untils = [until for until in map(case.until, waits) if until is not None]
     first = waits[0]
     until = min(untils, default=None)
     return Step("C4", "wait", first.message, until=until, status=first.status, hint=first.hint)
@@ -196,7 +196,7 @@ def _asked_about(case: Case) -> Tuple[Optional[Held], Optional[int]]:
     first = first_question(held.obtained, case.seen.share)
     at = asked if first <= asked <= case.now + 2 * WEEK_S else min(first, case.now + 2 * WEEK_S)
     backoff = case.backoff(held.ca)
-    free = 0 if backoff is None else until_of(backoff)
+    free = 0 if backoff is None else case.until(backoff)
     return held, None if free is None else max(at, free)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Optional, Tuple, Union
 
 from scx_enroll.journal import RESTARTS_PER_DAY, RESTARTS_PER_HOUR, Backoff, Budget, Journal, Skip
-from scx_enroll.pace import Held, Policy, due, until_of
+from scx_enroll.pace import Held, Policy, due, expiry, until_of
 
 RESTARTS_HINT = "it goes on by itself then; where nobody asked for so many, find out who changes or stops the agent"
 
@@ -61,6 +61,7 @@ class Step:
     hint: str = ""
     generation: str = ""
     ca: str = ""
+    due: int = 0  # of a submission: when the renewal was planned
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,13 @@ class Case:
                 return skip
         return None
 
+    def until(self, failure: Union[Backoff, Skip]) -> Optional[int]:
+        """Return when a failure is forgotten by itself, None for never. A CA is asked again the later, the longer there is time."""
+        return until_of(failure, expiry(self.seen.held) if isinstance(failure, Backoff) else 0)
+
     def waits(self, failure: Union[Backoff, Skip]) -> bool:
         """Whether a failure still keeps us from trying again."""
-        until = until_of(failure)
+        until = self.until(failure)
         fresh = until is None or failure.at <= self.now < until  # one of the future was written by a wrong clock
         return fresh and (failure.inputs == self.seen.inputs or bool(getattr(failure, "secret", "")))
 

@@ -337,7 +337,7 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
         wrong = min((judged(ca, leaf, rest) for ca in run.config.cas), key=len)
         if wrong:
             raise CertificateRefused(f"{name} refused: {'; '.join(m.detail for m in wrong)}", wrong[0].hint)
-        origin = j.Origin(obtained=now, first=not store.generations(), how="file")
+        origin = j.Origin(obtained=now, how="file")
         generation = generation_of(leaf, verify.chain(leaf, rest), origin)
         if seen.running and seen.certificate != verify.facts(leaf).leaf:
             activate.within_budget(site, 2)  # what is refused now must not be installed by a later run

@@ -77,6 +77,7 @@ class Request:
     answered: bool = False  # a whole page answered the POST and was not understood: sent again, it may only be stored again
     inputs: str = ""  # hash of what it was made from
     names: Tuple[str, ...] = ()  # that it asks for
+    due: int = 0  # when the renewal was planned, 0 where none was
     why: str = ""
 
 
@@ -177,7 +178,7 @@ class Origin:
     ca: str = ""  # server
     request_id: Optional[int] = None
     obtained: int = 0
-    first: bool = False  # the first of this host: its renewal is spread wider
+    due: int = 0  # when the renewal that brought it was planned, 0 where none was
     how: str = "issued"  # "issued" | "adopted" | "file"
     number: int = 0  # the how-manieth of this host; set by the store
 
@@ -270,6 +271,8 @@ def from_json(kind: Type[T], data: bytes, name: str) -> T:
             raise ValueError(f"version {raw.get('version')!r}")
         if kind is Journal and raw.pop("salt", None):  # 0.1.0 kept refused passwords here; each is tried once more
             raw["backoffs"] = [backoff for backoff in raw["backoffs"] if not backoff["secret"]]
+        if kind is Origin:  # 0.1.0 noted the first one, which is now told by its having no `due`
+            raw.pop("first", None)
         value: T = _build(kind, raw)
         if isinstance(value, Journal):
             _check_states(value)

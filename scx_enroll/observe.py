@@ -222,7 +222,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         wrong = judged(certificates[0], known, "")
         if not wrong:
             chain = verify.chain(certificates[0], (*known, *pool))
-            origin = j.Origin(obtained=now, first=True, how="adopted")
+            origin = j.Origin(obtained=now, how="adopted")
             pem = b"".join(map(verify.pem, chain))
             adoptable = Generation(installed.leaf[:16], verify.pem(certificates[0]), pem, origin)
     answer = service.probe(agent.port) if root.live else service.Served(listening=False)
@@ -235,7 +235,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         key=spki,
         certificate=installed.leaf if installed else "",
         held=tuple(held.values()),
-        stranger=Held(adoptable.id, installed.leaf, installed.not_before, installed.not_after, first=True)
+        stranger=Held(adoptable.id, installed.leaf, installed.not_before, installed.not_after)
         if adoptable and installed else None,
         live=root.live,
         listening=answer.listening,
@@ -261,7 +261,7 @@ def held_as(
     revoked = generation.id in journal.revoked
     wrong = tuple(f"{m.what}: {m.detail}" for m in judged(der, tuple(rest), origin.ca)) + (("revoked: its CA says so",) if revoked else ())
     return Held(
-        generation.id, facts.leaf, facts.not_before, facts.not_after, origin.first, origin.number, origin.obtained, wrong,
+        generation.id, facts.leaf, facts.not_before, facts.not_after, origin.due, origin.number, origin.obtained, wrong,
         origin.ca, origin.request_id or 0, revoked,
     )
 

@@ -7,14 +7,18 @@ from typing import Optional, Tuple, Union
 from scx_enroll.journal import DAY_S, HOUR_S, Backoff, Skip
 
 WEEK_S = 7 * DAY_S  # between two questions whether the certificate in service was revoked
+MISSED_S = WEEK_S // 2  # until a question that failed is asked again: the fleet stays spread
 
 COOL_DOWN_S = 15 * 60  # after a POST whose fate is doubtful
 DOUBT_S = DAY_S  # then a fresh request is made
 TRUST_SPREAD_S = 3 * DAY_S  # a fleet that gets new roots in one hour renews over this long
-FIRST_SPREAD = Fraction(1, 3)  # of the first renewal after a roll-out, which is when a whole fleet enrolled at once
 SHARES = 1 << 32  # a host's share of the spread is share / SHARES
 BACKOFF_S = {"soon": (5 * 60, 2 * HOUR_S), "later": (HOUR_S, DAY_S)}  # first and longest wait; each failure doubles it
+# While a valid certificate is held: at most this part of the time that it has left, and at most so long. Hosts that came due
+# in an outage of three days come back over four, not in an hour.
+CALM = ((32, DAY_S), (8, 4 * DAY_S))  # after the first failure, after each later one
 PATIENT_STATUSES = (4, 5, 7, 11)  # what a run that only waits ends with
+LEAST_PART = 20  # a twentieth of a certificate's life has passed before a new one is asked for
 LAST_PART = 0.1  # of a certificate's lifetime: waiting needs a person then
 POLL_S = (60, 4 * HOUR_S)  # a pending request is polled after a quarter of its age, within these
 
@@ -27,7 +31,7 @@ class Held:
     leaf: str  # SHA-256
     not_before: int
     not_after: int
-    first: bool = False
+    due: int = 0  # when the renewal that brought it was planned, 0 where none was: the first, a new key, on demand
     number: int = 0  # the how-manieth that was obtained
     obtained: int = 0
     mismatches: Tuple[str, ...] = ()
@@ -50,13 +54,27 @@ class Policy:
 
 
 def due(held: Held, policy: Policy, share: int) -> int:
-    """Return when renewal is due: by the certificate's real lifetime, each host at its own share of the spread."""
-    wide = max(policy.spread, min(FIRST_SPREAD, policy.at / 2))
-    spread = wide if held.first else policy.spread
-    part = max(policy.at - spread * Fraction(share, SHARES), Fraction(0))
-    by_lifetime = held.not_before + int((held.not_after - held.not_before) * part)
+    """Return when renewal is due: each host at its own place of a cycle, whose length comes from the certificate's real lifetime.
+
+    A certificate that no planned renewal brought (a roll-out, a fleet's keys replaced in one night) is renewed at the host's share of
+    the time until `at`: one cycle later the fleet is spread evenly. From then on a host keeps its place: what is late because
+    of an outage is planned from the time when it should have been.
+    """
+    lifetime, start = held.not_after - held.not_before, max(held.not_before, held.obtained)
+    reserve = _part(lifetime, policy.spread) // 2
+    latest = held.not_before + _part(lifetime, policy.at)
     # A CA near its end, or a very short template, gives certificates that are born past that point: never ask in a loop.
-    return max(by_lifetime, held.obtained + (held.not_after - held.obtained) // 10 if held.obtained else 0)
+    earliest = start + (held.not_after - start) // LEAST_PART
+    planned = min(held.due + _part(lifetime, policy.at) - reserve, latest)
+    if held.due and planned >= earliest:
+        return planned
+    if latest <= earliest:  # adopted late
+        latest = start + (held.not_after - start) // 2
+    return latest - (latest - earliest) * share // SHARES
+
+
+def _part(whole: int, part: Fraction) -> int:
+    return whole * part.numerator // part.denominator
 
 
 def needs_a_person(status: int, held: Tuple[Held, ...], now: int) -> bool:
@@ -75,11 +93,20 @@ def runs_out_at(held: Tuple[Held, ...]) -> int:
     return max((one.not_after - int(max(one.not_after - one.not_before, 1) * LAST_PART) for one in good), default=0)
 
 
-def until_of(failure: Union[Backoff, Skip]) -> Optional[int]:
-    """Return when a failure is forgotten by itself, None for never."""
+def expiry(held: Tuple[Held, ...]) -> int:
+    """Return when the last of what is valid expires, 0 where nothing is."""
+    return max((one.not_after for one in held if not one.mismatches), default=0)
+
+
+def until_of(failure: Union[Backoff, Skip], expires: int = 0) -> Optional[int]:
+    """Return when a failure is forgotten by itself, None for never. `expires`: when what is validly held does, 0 for nothing."""
     if failure.retry not in BACKOFF_S:
         return None
     first, longest = BACKOFF_S[failure.retry]
+    left = expires - failure.at
+    if left > 0:
+        part, most = CALM[min(max(failure.failures, 1), len(CALM)) - 1]
+        return failure.at + max(min(left // part, most), first)
     return failure.at + int(min(first * 2 ** min(max(failure.failures - 1, 0), 30), longest))
 
 

@@ -11,7 +11,7 @@ from typing import Callable, List, Optional, Tuple, Union
 from scx_enroll.asking import CA
 from scx_enroll.case import Case, Observed, Step, Wish, within_restarts
 from scx_enroll.journal import Backoff, Budget, Journal, Skip
-from scx_enroll.pace import Policy, until_of
+from scx_enroll.pace import Policy
 
 MAX_SETTLE_S = 30 * 60  # files that never rest are not waited for any longer
 
@@ -100,7 +100,7 @@ def _soonest(case: Case, until: Optional[int]) -> Optional[int]:
     skips = [case.skip(held) for held in case.valid]
     failures: List[Union[Backoff, Skip]] = [skip for skip in skips if skip]
     failures += [backoff for backoff in case.journal.backoffs if case.waits(backoff)]
-    moments = [until, *(until_of(failure) for failure in failures)]
+    moments = [until, *(case.until(failure) for failure in failures)]
     return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
 
 

@@ -97,7 +97,8 @@ def document(result: Result, now: int) -> Dict[str, Any]:
             } for c in state.contacts
         ],
         "waiting_for": [
-            {"ca": b.ca or None, "message": b.message, "until": pace.until_of(b)} for b in (*state.backoffs, *budget.refused)
+            {"ca": b.ca or None, "message": b.message, "until": pace.until_of(b, pace.expiry(seen.held))}
+            for b in (*state.backoffs, *budget.refused)
         ],
         "hold": state.hold or None,
         "budget": {

@@ -32,7 +32,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import scx_enroll
-from scx_enroll import arguments, cli, enroll, errors, plan, report
+from scx_enroll import arguments, cli, enroll, errors, pace, report
 from scx_enroll import journal as j
 from scx_enroll.observe import View
 from scx_enroll.pace import Held, Policy
@@ -624,4 +624,4 @@ def test_a_hold_is_no_back_off():
     """C5, L4: a time that will never come is told as never."""
     assert report.when(None) == "never"
     assert report.when(0) == "1970-01-01 00:00:00 UTC"
-    assert plan.until_of(j.Backoff("", "", NOW, 1, "changed", 8, "", "")) is None
+    assert pace.until_of(j.Backoff("", "", NOW, 1, "changed", 8, "", "")) is None

@@ -137,7 +137,7 @@ journals = st.builds(
 )
 submissions = st.lists(st.builds(j.Submission, times, st.booleans()), max_size=8).map(tuple)
 budgets = st.builds(j.Budget, st.just(j.VERSION), submissions, st.lists(times, max_size=8).map(tuple), backoffs, texts)
-origins = st.builds(j.Origin, st.just(j.VERSION), texts, st.none() | times, times, st.booleans(), texts)
+origins = st.builds(j.Origin, st.just(j.VERSION), texts, st.none() | times, times, times, texts)
 
 
 @given(st.one_of(journals, budgets, origins))
@@ -419,3 +419,10 @@ def test_what_0_1_0_remembered_of_refused_passwords_is_let_go():
     assert j.from_json(j.Journal, json.dumps(old).encode(), "journal.json").backoffs == (kept,)
     del old["salt"]
     assert len(j.from_json(j.Journal, json.dumps(old).encode(), "journal.json").backoffs) == 2
+
+
+def test_a_generation_that_0_1_0_kept_is_not_read():
+    """It noted which one was the first, which nobody asks any more; refused, the certificate of record would stop the program."""
+    old = {**json.loads(j.to_json(j.Origin(ca="ca01", number=3))), "first": True}
+    del old["due"]
+    assert j.from_json(j.Origin, json.dumps(old).encode(), "meta.json") == j.Origin(ca="ca01", number=3)

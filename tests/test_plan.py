@@ -538,43 +538,71 @@ shares = st.integers(0, pace.SHARES - 1)
 lifetimes = st.integers(HOUR_S, 20 * YEAR)
 
 
-@given(fractions, fractions, shares, lifetimes, st.booleans())
-def test_renewal_is_never_due_outside_its_part_of_the_lifetime(at_, spread, share, lifetime, first):
-    """Inside [at - spread, at] of the certificate's real lifetime, the first one inside a spread of 1/3; never before it began."""
+@given(fractions, fractions, shares, lifetimes, st.integers(-YEAR, 20 * YEAR), st.integers(0, 19))
+def test_renewal_is_never_due_outside_its_part_of_the_lifetime(at_, spread, share, lifetime, planned, age):
+    """Whatever was planned: after a twentieth of what is left of its life, and by `at` where that still lies ahead."""
     assume(spread < at_)
-    held = Held("x", "leaf", NOW, NOW + lifetime, first)
+    obtained = NOW + lifetime * age // 20
+    held = Held("x", "leaf", NOW, NOW + lifetime, due=max(NOW + planned, 0), obtained=obtained)
     moment = due(held, replace(POLICY, at=at_, spread=spread), share)
-    wide = max(spread, Fraction(1, 3)) if first else spread
-    assert NOW <= moment <= NOW + lifetime * at_
-    assert moment > NOW + lifetime * (at_ - wide) - 1
+    left = NOW + lifetime - obtained
+    assert moment >= obtained + left // 20
+    assert moment <= max(NOW + lifetime * at_, obtained + left / 2)
 
 
 @given(fractions, fractions, shares)
 def test_a_certificate_is_not_due_on_the_day_it_was_issued(at_, spread, share):
-    """Where `at` is small, the wider spread of the first renewal must not make a new certificate due at once."""
+    """However small `at` is: a twentieth of a year are 18 days."""
     assume(spread < at_)
-    assert due(Held("x", "leaf", NOW, NOW + YEAR, first=True), replace(POLICY, at=at_, spread=spread), share) > NOW + 60
+    assert due(Held("x", "leaf", NOW, NOW + YEAR), replace(POLICY, at=at_, spread=spread), share) >= NOW + 18 * DAY_S
 
 
-def test_hosts_renew_evenly_over_the_spread():
-    """Equal shares of the hosts in equal parts of the time, and the same host at the same place each time."""
+CYCLE = int(YEAR * (POLICY.at - POLICY.spread / 2))
+
+
+def test_a_fleet_that_enrolled_in_one_hour():
+    """Its renewals are spread evenly over a whole cycle, and the same host comes at the same time each time it is asked."""
     held = replace(NEW, not_before=NOW, not_after=NOW + YEAR)
     moments = sorted(due(held, POLICY, share) for share in range(0, pace.SHARES, pace.SHARES // 1000))
-    first, last = NOW + YEAR * (POLICY.at - POLICY.spread), NOW + YEAR * POLICY.at
+    last = NOW + int(YEAR * POLICY.at)
     for tenth in range(10):
-        low, high = (first + (last - first) * part / 10 for part in (tenth, tenth + 1))
-        assert 90 <= sum(low <= moment < high for moment in moments) <= 110
+        low, high = (last - CYCLE + CYCLE * part / 10 for part in (tenth, tenth + 1))
+        assert 95 <= sum(low < moment <= high for moment in moments) <= 105
     assert {due(held, POLICY, 12345) for _ in range(3)} == {due(held, POLICY, 12345)}
 
 
-def test_the_first_renewals_of_a_roll_out_are_spread_wider():
-    """A fleet that enrolled in one hour does not come back in one month."""
-    first = replace(NEW, first=True)
-    last_share = pace.SHARES - 1
-    assert due(first, POLICY, 0) == due(NEW, POLICY, 0)
-    assert due(first, POLICY, 0) - due(first, POLICY, last_share) >= (due(NEW, POLICY, 0) - due(NEW, POLICY, last_share)) * 3.3
-    wide = replace(POLICY, spread=Fraction(1, 2))
-    assert due(first, wide, last_share) == due(NEW, wide, last_share)
+@given(shares, st.lists(st.integers(0, 17 * DAY_S), min_size=20, max_size=20))
+def test_a_host_that_was_late_keeps_its_place(share, late):
+    """An outage leaves no wave behind: the next renewal is planned from when this one should have been, for ever."""
+    first = due(replace(NEW, not_before=NOW, not_after=NOW + YEAR), POLICY, share)
+    planned = first
+    for delay in late:
+        issued = planned + delay - 600  # AD CS dates a certificate back by ten minutes
+        held = Held("x", "leaf", issued, issued + YEAR, due=planned, obtained=issued + 605)
+        assert due(held, POLICY, share) == planned + CYCLE
+        planned += CYCLE
+    assert planned == first + 20 * CYCLE
+
+
+def test_a_host_that_was_off_for_months_gets_a_new_place():
+    """What was planned lies behind: it is as after a roll-out, not due at once, and many such hosts come apart again."""
+    held = Held("x", "leaf", NOW, NOW + YEAR, due=NOW - CYCLE, obtained=NOW)
+    assert due(held, POLICY, 123) == due(replace(held, due=0), POLICY, 123)
+
+
+def test_a_fleet_that_adopts_old_certificates():
+    """Installed by hand months ago, adopted in one hour: nobody is due at once, though `at` lies behind."""
+    old = Held("x", "leaf", NOW - 300 * DAY_S, NOW + 65 * DAY_S, obtained=NOW)
+    moments = [due(old, POLICY, share) for share in range(0, pace.SHARES, pace.SHARES // 100)]
+    assert min(moments) > NOW + 3 * DAY_S
+    assert max(moments) < NOW + 33 * DAY_S
+    assert max(moments) - min(moments) > 28 * DAY_S
+
+
+def test_a_certificate_whose_lifetime_gains_nothing():
+    """A CA near its end gives certificates that are born late in their life; the next one is not asked for in a loop."""
+    held = Held("x", "leaf", NOW - 300 * DAY_S, NOW + 2 * DAY_S, due=NOW - HOUR_S, obtained=NOW)
+    assert due(held, POLICY, 0) >= NOW + 2 * DAY_S // 20
 
 
 @given(st.integers(0, 60 * DAY_S), st.integers(0, 60 * DAY_S))
@@ -591,6 +619,36 @@ def test_back_off_doubles_up_to_its_bound(make, failures, kind):
     wait = until_of(make(retry=retry, failures=failures, at=NOW)) - NOW
     assert wait == min(first * 2 ** min(max(failures - 1, 0), 40), longest)
     assert until_of(make(retry="changed", failures=failures)) is None
+
+
+@given(st.sampled_from(["soon", "later"]), st.integers(-3, 10**9), st.integers(1, 20 * YEAR))
+def test_a_fleet_that_comes_back_from_an_outage_in_one_hour(retry, failures, left):
+    """Who holds a valid certificate has time: it asks after a day, then every four, sooner the less time remains."""
+    wait = until_of(backoff(retry=retry, failures=failures, at=NOW), NOW + left) - NOW
+    first = failures <= 1
+    assert wait == max(min(left // (32 if first else 8), DAY_S if first else 4 * DAY_S), 300 if retry == "soon" else HOUR_S)
+    assert until_of(backoff(retry="changed", failures=failures), NOW + left) is None
+
+
+def test_a_host_without_a_certificate_waits_as_long_as_one_that_has_time():
+    """C4: the same failure, to the second: five minutes where nothing is held or all of it is invalid, a day where a year is left."""
+    failed, late = Journal(backoffs=(backoff(ca="ca01"), backoff(ca="ca02"))), replace(OLD, not_after=NOW + 120 * DAY_S)
+    assert at(EMPTY, failed).until == NOW - 60 + 300
+    expired = replace(late, mismatches=("dates: it has expired",))
+    assert at(replace(GOOD, held=(expired,)), failed).until == NOW - 60 + 300
+    due_now = replace(GOOD, held=(replace(late, due=NOW - CYCLE - DAY_S, obtained=NOW - 200 * DAY_S),), certificate=late.leaf, served=late.leaf)
+    step = at(due_now, failed)
+    assert (step.row, step.action, step.until) == ("C4", "wait", NOW - 60 + DAY_S)
+    assert at(due_now, failed, now=step.until).action == "submit"
+
+
+def test_a_renewal_that_was_planned_loses_its_place():
+    """C4 carries when it was planned; what a person asks for, or what is needed out of turn, was not planned."""
+    held = replace(OLD, not_before=NOW - 300 * DAY_S, not_after=NOW + 65 * DAY_S)
+    seen = replace(GOOD, held=(held,), certificate=held.leaf, served=held.leaf)
+    assert (at(seen).action, at(seen).due) == ("submit", due(held, POLICY, 0))
+    assert (at(seen, wish=Wish(renew=True)).action, at(seen, wish=Wish(renew=True)).due) == ("submit", 0)
+    assert (at(EMPTY).action, at(EMPTY).due) == ("submit", 0)
 
 
 @pytest.mark.parametrize("retry", ["soon", "later"])
@@ -662,7 +720,7 @@ class Cases:
             mismatches = self.one((), (), ("cn: ...",), ("revoked: its CA says so",))
             found.append(
                 Held(
-                    name, f"leaf-{name}", begin, end, self.one(True, False), mismatches=mismatches, ca=self.one("ca01", "ca02", "gone", ""),
+                    name, f"leaf-{name}", begin, end, self.one(0, begin, begin - 200 * DAY_S), mismatches=mismatches, ca=self.one("ca01", "ca02", "gone", ""),
                     request_id=self.one(0, 7), obtained=self.one(0, begin), revoked=bool(mismatches and "revoked" in mismatches[0]),
                     number=self.random.randrange(4),
                 )
@@ -792,7 +850,8 @@ def submits_only_where_allowed(seen, policy, journal, budget, wish):
     assert journal.request.state == "none"
     for entry in journal.backoffs:
         if entry.ca in ("", step.ca) and entry.inputs == seen.inputs:
-            ended = until_of(entry) is not None and (until_of(entry) <= NOW or entry.at > NOW)
+            ends = until_of(entry, pace.expiry(seen.held))
+            ended = ends is not None and (ends <= NOW or entry.at > NOW)
             wished = wish.renew or (wish.now and entry.retry != "changed")
             again = wish.tried if not entry.ca else entry.ca in wish.tried
             assert ended or (wished and not again), "a back-off forbids it"
@@ -837,7 +896,8 @@ def stays_as_it_is(seen, policy, journal, budget, wish):
         return
     end = step.until if step.until is not None else NOW + 400 * DAY_S
     # the times at which something could change, and one between
-    marks = [until_of(failure) for failure in (*journal.skipped, *journal.backoffs)] + [due(held, policy, seen.share) for held in seen.held]
+    marks = [until_of(failure) for failure in journal.skipped]
+    marks += [until_of(failure, pace.expiry(seen.held)) for failure in journal.backoffs] + [due(held, policy, seen.share) for held in seen.held]
     marks += [journal.question, *(pace.first_question(held.obtained, seen.share) for held in seen.held)]
     marks += [pace.runs_out_at(seen.held)] if seen.held else []
     marks += [journal.request.next, journal.request.since + policy.pending_s, journal.request.since + DAY_S]
