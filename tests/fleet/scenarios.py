@@ -11,7 +11,7 @@ from scx_enroll.pace import Policy
 from tests.fleet.authority import Fault, Terms
 
 BEGIN = 1_767_571_200  # Monday 2026-01-05 00:00 UTC
-MONTH_S, YEAR_S = 30 * DAY_S, 365 * DAY_S
+MONTH_S = 30 * DAY_S
 WORKING_HOURS = (9, 17)
 FLEET = 100_000  # hosts
 
@@ -48,7 +48,6 @@ class Scenario:
     loses: bool = False  # answers; only then may certificates be issued in vain
     rekeyed: Optional[Tuple[int, int]] = None  # each host's key is replaced between these
     misnamed: bool = False  # while disturbed, hosts that have no name yet see another one
-    part: int = 1  # of the fleet takes part: one in so many
 
     @property
     def servers(self) -> Tuple[str, ...]:
@@ -79,7 +78,7 @@ class Scenario:
         return self.cycled + self.period_s
 
 
-STEADY = 19 * DAY_S  # a Saturday, a week after the roll-out
+STEADY = 16 * DAY_S  # a Wednesday, four days after the roll-out
 OUTAGE = Scenario("", "", fault="down")
 
 
@@ -104,5 +103,5 @@ TABLE: Mapping[str, Scenario] = {one.name: one for one in (
     Scenario("wrong-names", "on a day of the roll-out the name server gives wrong answers for an hour", disturbed=(7 * DAY_S + 11 * HOUR_S, 7 * DAY_S + 12 * HOUR_S),
              fault="elsewhere", misnamed=True),
     Scenario("withdrawn", "the template is withdrawn for a week", disturbed=(STEADY, STEADY + 7 * DAY_S), fault="withdrawn"),
-    _outage("one-year", "certificates of one year, a fifth of the fleet; the CA is down for three days", 72, lifetime_s=YEAR_S, part=5),
+    _outage("ninety-days", "certificates of ninety days; the CA is down for three days", 72, lifetime_s=90 * DAY_S),
 )}

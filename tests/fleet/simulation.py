@@ -49,15 +49,14 @@ class Simulation:
     def __init__(self, scenario: Scenario, hosts: int, seed: int = 1) -> None:
         self.scenario = scenario
         self.now = BEGIN
-        count = max(hosts // scenario.part, 1)
-        self.record = Record(scenario, count)
+        self.record = Record(scenario, hosts)
         length = scenario.ends // HOUR_S + 1
         self.hours = self.record.hours = {kind: [0] * length for kind in KINDS}
-        terms = scenario.terms(count)
+        terms = scenario.terms(hosts)
         self.cas = {server: Authority(server, number, terms, lambda: self.now) for number, server in enumerate(scenario.servers, 1)}
         world = world_of(lambda: self.now, self.cas, self._resolve, self._acted)
         chance = random.Random(f"{seed} {scenario.name}")
-        self.hosts = [Host(number, chance.randrange(TIMER_SPREAD_S), world) for number in range(count)]
+        self.hosts = [Host(number, chance.randrange(TIMER_SPREAD_S), world) for number in range(hosts)]
         self.comes = [BEGIN + scenario.draw(chance) for _ in self.hosts]
         self.rekeyed = [BEGIN + chance.randrange(*scenario.rekeyed) if scenario.rekeyed else NEVER for _ in self.hosts]
         self.without_since = list(self.comes)  # a valid certificate, 0 while there is one
