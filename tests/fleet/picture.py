@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 440, 96  # of a panel's field
 LEFT, TOP, GAP, COLUMNS = 30, 34, 44, 2
 HIGHEST = 6  # means an hour; what is beyond is cut off, and told
 STYLE = (
-    "text{font:10px sans-serif;fill:#333}.t{font-weight:bold;font-size:12px}.r{text-anchor:end}.o{fill:#eee}.d{fill:#fbd9d3}"
+    "text{font:10px sans-serif;fill:#333}.t{font-weight:bold;font-size:12px}.r{text-anchor:end}.o{fill:#eee}.d{fill:#e8604c;fill-opacity:.35}"
     ".c{fill:#c9c9c9}.s{fill:#1f5fa8}.m{stroke:#888;stroke-width:.6;stroke-dasharray:2 3}.f{fill:none;stroke:#999;stroke-width:.6}"
 )
 
@@ -45,11 +45,11 @@ def _panel(record: Record) -> Iterator[str]:
     highest = max(contacts(record)) / mean
     yield f'<text class="r" x="{WIDTH}" y="-5">{mean:.0f} an hour on average' + (f", highest {highest:.0f} times that" if highest > HIGHEST else "") + "</text>"
     yield f'<rect class="o" width="{across(record.rolled_out)}" height="{HEIGHT}"/>'
+    yield f'<path class="c" d="{_area(contacts(record)[:hours], mean)}"/>'
+    yield f'<path class="s" d="{_area(submissions(record)[:hours], mean)}"/>'
     begins, ends = scenario.disturbed
     if ends:
         yield f'<rect class="d" x="{across(begins)}" width="{max(float(across(ends - begins)), 1)}" height="{HEIGHT}"/>'
-    yield f'<path class="c" d="{_area(contacts(record)[:hours], mean)}"/>'
-    yield f'<path class="s" d="{_area(submissions(record)[:hours], mean)}"/>'
     for level in (1, int(MOST_IN_RECOVERY)):
         y = HEIGHT - HEIGHT * level // HIGHEST
         yield f'<line class="m" x2="{WIDTH}" y1="{y}" y2="{y}"/><text class="r" x="-4" y="{y + 3}">{level}</text>'
