@@ -34,7 +34,7 @@ class Record:
     recovered: int = 0  # the last host has submitted that had been turned away before, or had nothing valid
     expired: int = 0  # hosts whose certificate ran out before they had another
     unserved: int = 0  # hosts that hold nothing valid at the end
-    longest_without_s: int = 0  # a valid certificate, from the first run or the loss of the key on
+    longest_without_s: int = 0  # a valid certificate, of one host: from when it came, its key was replaced or its certificate ran out
     issued: int = 0
     in_vain: int = 0
     most_in_a_day: int = 0  # certificates of one host
@@ -103,9 +103,9 @@ class Simulation:
         hour = (self.now - BEGIN) // HOUR_S
         if step.action == "install":
             self._installed(host)
-        if step.row not in ("C1", "C2", "C4", "C5") or step.action in ("abandon", "lost"):
+        if step.action not in ("submit", "repeat", "poll", "question"):
             return
-        ca = self.cas[step.ca or self.last_ca(host)]
+        ca = self.cas[step.ca or _polled(host)]
         kind = {"poll": "polls", "question": "questions"}.get(step.action, "")
         if not kind:
             valid = [held for held in host.seen.held if not held.mismatches]
@@ -113,11 +113,6 @@ class Simulation:
         self.hours["turned away" if ca.turned_away else kind][hour] += 1
         if (kind == "forced" or (kind == "calm" and self.backed_off)) and not ca.turned_away:
             self.record.recovered = self.now - BEGIN
-
-    def last_ca(self, host: Host) -> str:
-        """Return the CA that was asked by an act that names none: a poll."""
-        request, contacts = host.store.journal.request, host.store.journal.contacts
-        return request.ca or max(contacts, key=lambda contact: contact.at).ca
 
     def _installed(self, host: Host) -> None:
         if host.installs == 1:
@@ -149,3 +144,9 @@ class Simulation:
             (sum(at <= other < at + DAY_S for other in times) for ca in self.cas.values() for times in ca.issued.values() for at in times), default=0,
         )
         return record
+
+
+def _polled(host: Host) -> str:
+    """Return the CA of a request that may have ended just now."""
+    request, contacts = host.store.journal.request, host.store.journal.contacts
+    return request.ca or max(contacts, key=lambda contact: contact.at).ca
