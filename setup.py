@@ -39,6 +39,6 @@ setup(
         "cryptography>=3.3",  # Debian 11
         "requests>=2.25",  # Debian 11
     ],
-    entry_points={"console_scripts": ["scx-enroll = scx_enroll.cli:main"]},
+    entry_points={"console_scripts": ["scx-enroll = scx_enroll.__main__:main"]},
     zip_safe=False,
 )

@@ -4,10 +4,8 @@ Layouts are found by looking, never by version number. omiserver.conf is read ex
 base/conf.c and server/servercommon.c), because what it makes of a line decides which files root is going to replace.
 """
 
-import fcntl
 import os
 import re
-import struct
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
@@ -305,21 +303,7 @@ def _packagers(root: Root) -> Iterator[str]:
         "rpm": ("/usr/lib/sysimage/rpm/.rpm.lock", "/var/lib/rpm/.rpm.lock"),
     }
     for name, paths in locks.items():
-        if any(_is_locked(root, path) for path in paths):
+        if any(root.is_locked(path) for path in paths):
             yield name
     if root.live and _is_running(_contents(root, "/run/zypp.pid", MAX_PID_BYTES) or b""):
         yield "zypp"
-
-
-def _is_locked(root: Root, path: str) -> bool:
-    """Tell whether another process holds a write lock on `path` (fcntl(2), F_GETLK)."""
-    try:
-        fd = root.open_file(path)
-    except FileNotFoundError:
-        return False
-    try:
-        # struct flock with 64-bit offsets, as Python builds it: type, whence, start, length, pid
-        answer = fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
-    finally:
-        os.close(fd)
-    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)

@@ -1,13 +1,13 @@
 """What the command line may say: its one page of help, and its parser."""
 
 import argparse
-import os
 import re
 import sys
 from typing import Any, NoReturn
 
 from scx_enroll import __version__
 from scx_enroll.errors import UsageError
+from scx_enroll.idle import say
 
 MAX_WAIT_S = 24 * 3600  # for the lock; a run takes minutes
 VERBS = ("run", "status", "csr", "install", "submit", "ca-cert", "rollback", "hold", "release")
@@ -45,20 +45,6 @@ options:
 exit status: 0 done, 1 bug, 2 usage, 3 configuration, 4 agent, 5 CA unreachable, 6 CA refused, 7 pending,
 8 certificate refused, 9 rolled back, 10 rollback failed, 11 busy, 12 this host, 13 sign-in refused
 """
-
-
-def say(stream: Any, text: str) -> None:
-    """Write and flush; where nobody can be told (the reader has gone, the log's disk is full), the work goes on all the same."""
-    try:
-        if stream is not None:
-            stream.write(text)
-            stream.flush()
-    except OSError:
-        from scx_enroll.rootfs import nowhere
-
-        fd = nowhere()
-        os.dup2(fd, stream.fileno())
-        os.close(fd)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -15,7 +15,7 @@ from scx_enroll.activate import Site
 from scx_enroll.asking import CA as CA_TABLE
 from scx_enroll.case import Observed, Step, Wish
 from scx_enroll.config import CA, Config
-from scx_enroll.enroll import MAX_STEPS, WAITING, Options, Stopped, Tools, config_of, locked
+from scx_enroll.enroll import MAX_STEPS, Options, Stopped, Tools, config_of, locked
 from scx_enroll.errors import EnrollError, UsageError
 from scx_enroll.pace import Held
 from scx_enroll.records import Line
@@ -84,7 +84,7 @@ class Errand:
         while len(acts) < MAX_STEPS + len(self.config.cas):
             want = self.want()
             step = self._decide(want)
-            if step.action in WAITING:
+            if step.action in plan.WAITING:
                 self.site.store.prune()
                 return self._ended(step, tuple(acts))
             if tools.stopping():

@@ -1,28 +1,20 @@
 """Arguments in, exit status out."""
 
 import argparse
-import io
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
-from scx_enroll.arguments import parser, say
+from scx_enroll.arguments import parser
 from scx_enroll.errors import Busy, EnrollError, HostError, Unconfigured, UsageError
+from scx_enroll.idle import open_standard_files, say
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
 QUIET_POLL_S = 15.0
 MAX_QUIET_S = 30 * 60  # an unattended run waits this long for others to finish with the agent's files
-
-def _open_standard_files() -> None:
-    """See that descriptors 0 to 2 are open: a file of ours under one of these numbers would be written to."""
-    from scx_enroll.rootfs import nowhere
-
-    while (fd := nowhere()) <= 2:
-        pass
-    os.close(fd)
-
 
 class _Signals:
     """The first SIGTERM or Ctrl-C ends the run after the step in hand; a second one at once, for the next run to mend."""
@@ -120,7 +112,7 @@ class _Call:
     def _publish(self, facts: Dict[str, Any]) -> None:
         """Leave the facts for anybody to read; what was done keeps its status where that fails."""
         try:
-            self.tools.store(self.root).publish(facts)
+            self.tools.store(self.root).publish(self.report.as_json(facts))
         except HostError as problem:
             if "error" not in facts:
                 say(sys.stderr, f"scx-enroll: note: {problem.message}\n")
@@ -142,10 +134,21 @@ class _Call:
                     self._publish({**self.report.error_document(error), "time": self.tools.clock()})
                 raise
             if not self.quiet or result.step.row != "L3" or time.monotonic() >= deadline:
-                return self.end(result)
+                status = self.end(result)
+                self._leave_premises(result)
+                return status
             if self.tools.stopping():
                 raise self.enroll.Stopped
             time.sleep(QUIET_POLL_S)
+
+    def _leave_premises(self, result: Any) -> None:
+        from scx_enroll import premises
+
+        config = os.path.abspath(self.options.config) if self.options.config else ""
+        known = premises.of(self.root, config, result, self.tools.clock())
+        if known:
+            with suppress(HostError):  # the next run looks again
+                self.tools.store(self.root).save_premises(known)
 
     def _check_adopt(self) -> None:
         if self.given["ca"] and self.given["adopt"] is None:
@@ -319,11 +322,8 @@ def _fail(error: EnrollError, arguments: Optional[argparse.Namespace]) -> int:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one verb; returns the exit status (docs/exit-status.md)."""
-    _open_standard_files()
+    open_standard_files()
     signals = _Signals()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the locale can't show is no defect
     arguments: Optional[argparse.Namespace] = None
     try:
         arguments = parser().parse_args(argv)

@@ -26,7 +26,6 @@ from scx_enroll.service import Patience
 from scx_enroll.store import Generation, Store
 
 MAX_STEPS = 16  # the longest way takes fewer, but for one more with each CA that fails
-WAITING = ("wait", "hold", "nothing")
 
 T = TypeVar("T")
 
@@ -89,17 +88,18 @@ class Run:
         self.config = config
         self.wish = replace(wish, hasty=wish.now or wish.hasty)
         self.acquisition = Acquisition(site, config, tools.line)
+        self.rehearsed: observe.Known = {}
 
     def look(self) -> View:
         """Look at the host as it is now."""
-        return observe.look(self.site.root, self.site.store, self.config, self.acquisition.pool, self.site.clock())
+        return observe.look(self.site.root, self.site.store, self.config, self.acquisition.pool, self.site.clock(), self.rehearsed)
 
     def want(self, view: View) -> Want:
         """Return what is asked of a CA: the certificate for the agent's key."""
         ready, seen = view.ready, view.seen
 
         def judge(ca: CA, leaf: bytes, pool: Tuple[bytes, ...]) -> Tuple[verify.Mismatch, ...]:
-            path = observe.rehearsal(self.site.root, ready.agent)
+            path = observe.rehearsal(self.site.root, ready.agent, ready.pair.key, self.rehearsed)
             return observe.judge(self.site.root, path, self.config, ca, ready.spec, seen.key, leaf, pool, self.site.clock())
 
         def csr() -> bytes:
@@ -131,7 +131,7 @@ class Run:
         while len(acts) < MAX_STEPS + len(self.config.cas):
             view = self.look()
             step = self.decide(view)
-            if step.action in WAITING:
+            if step.action in plan.WAITING:
                 self._clear_strays(view)
                 self._note_proof(view)
                 return self.result(tuple(acts), view)
@@ -276,7 +276,7 @@ def _forget_the_future(site: Site) -> None:
 
 def config_of(root: Root, options: Options) -> Config:
     """Return the configuration that counts. Raises ConfigError, Unconfigured, HostError."""
-    return configs.load(Root("/"), os.path.abspath(options.config)) if options.config else configs.load(root)
+    return configs.load(Root("/", notes=root.notes), os.path.abspath(options.config)) if options.config else configs.load(root)
 
 
 def run(root: Root, options: Options, tools: Tools) -> Result:

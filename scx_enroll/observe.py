@@ -9,8 +9,9 @@ import json
 import os
 import pwd
 import socket
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
@@ -19,10 +20,11 @@ from scx_enroll.agent import Agent, Pair
 from scx_enroll.case import Observed
 from scx_enroll.config import CA, Config
 from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, HostError
+from scx_enroll.idle import STATE
 from scx_enroll.pace import Held, Policy
 from scx_enroll.request import RequestSpec
 from scx_enroll.rootfs import Root
-from scx_enroll.store import STATE, Generation, Store
+from scx_enroll.store import Generation, Store
 from scx_enroll.transaction import certificates_of, signature
 
 MAX_TRUST_BYTES = 1 << 20  # a system's whole bundle has 250 kB
@@ -41,6 +43,8 @@ class Ready:
     mismatches: Tuple[verify.Mismatch, ...]  # of that certificate
     adoptable: Optional[Generation]  # that certificate, where it is valid and no generation
     notes: Tuple[str, ...]  # what the operator should know
+    turns: Tuple[int, ...]  # when each certificate that was judged, or judged by, begins and ends
+    resolved: bool  # the resolver gave the host's name just now, and may give another
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,19 @@ def rules_of(ca: CA, config: Config) -> verify.Rules:
 Path = Callable[[Tuple[bytes, ...], Tuple[bytes, ...], str], str]  # DER, leaf first; anchors; FQDN -> "" or what is wrong
 
 
-def rehearsal(root: Root, agent: Agent) -> Path:
-    """Return the check of a path by a handshake with the agent's own key."""
-    return lambda ders, anchors, fqdn: service.rehearse(root, agent.key, b"".join(map(verify.pem, ders)), anchors, fqdn)
+Known = Dict[Tuple[Optional[bytes], Tuple[bytes, ...], Tuple[bytes, ...], str], str]  # key and what a Path takes -> what it said
+
+
+def rehearsal(root: Root, agent: Agent, key: Optional[bytes], known: Known) -> Path:
+    """Return the check of a path by a handshake with the agent's own key, whose PEM is `key`; once for the same in one run."""
+
+    def path(ders: Tuple[bytes, ...], anchors: Tuple[bytes, ...], fqdn: str) -> str:
+        asked = (key, ders, anchors, fqdn)
+        if asked not in known:
+            known[asked] = service.rehearse(root, agent.key, b"".join(map(verify.pem, ders)), anchors, fqdn)
+        return known[asked]
+
+    return path
 
 
 def judge(
@@ -170,13 +184,13 @@ def readable_by(agent: Agent, root: Root) -> str:
     return ""
 
 
-def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int) -> View:
-    """Look once. `pool`: intermediates learnt from the CA in this run.
+def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int, known: Known) -> View:
+    """Look once. `pool`: intermediates learnt from the CA in this run; `known`: rehearsals of this run.
 
     Raises ConfigError and HostError; an agent that isn't there, isn't ready or is being changed is a fact, not an error.
     """
     try:
-        return _look(root, store, config, pool, now)
+        return _look(root, store, config, pool, now, known)
     except FileNotFoundError as gone:
         seen = Observed(blocked=f"{gone.filename} went away while it was looked at", blocked_hint="run again when its files are quiet")
         return View(seen, policy_of(config, ""), None)
@@ -188,7 +202,7 @@ def _process(root: Root, agent: Agent, journal: j.Journal) -> str:
     return "died" if state == "stopped" and journal.restarting and root.live else state
 
 
-def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int) -> View:
+def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int, rehearsed: Known) -> View:
     try:
         agent = agents.find(root, config.agent.layout, config.agent.port)
         pair = agents.read_pair(root, agent)
@@ -205,7 +219,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
     def judged(der: bytes, more: Tuple[bytes, ...], server: str) -> Tuple[verify.Mismatch, ...]:
         authorities = (by_server[server],) if server in by_server else config.cas
         found: List[Tuple[verify.Mismatch, ...]] = [
-            judge(root, rehearsal(root, agent), config, ca, spec, spki, der, (*more, *pool), now) for ca in authorities
+            judge(root, rehearsal(root, agent, pair.key, rehearsed), config, ca, spec, spki, der, (*more, *pool), now) for ca in authorities
         ]
         return min(found, key=len)
 
@@ -247,7 +261,18 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         share=share,
     )
     notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
-    return View(seen, policy_of(config, fqdn), Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes))
+    turns = _turns(root, config, {*certificates, *pool, *(der for one in generations for der in stored(one))})
+    resolved = config.host.name == "auto" and store.journal.latch is None
+    return View(seen, policy_of(config, fqdn), Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes, turns, resolved))
+
+
+def _turns(root: Root, config: Config, ders: Set[bytes]) -> Tuple[int, ...]:
+    """Return when each of these certificates, and each in the issuer-trust of a CA, begins and ends."""
+    for ca in config.cas:
+        with suppress(ConfigError):  # said where it is needed
+            ders.update(*trust(root, ca))
+    found = filter(None, (_facts((der,)) for der in ders))
+    return tuple(moment for one in found for moment in (one.not_before, one.not_after))
 
 
 def held_as(

@@ -10,9 +10,10 @@ from typing import Callable, List, Optional, Tuple, Union
 
 from scx_enroll.asking import CA
 from scx_enroll.case import Case, Observed, Step, Wish, within_restarts
-from scx_enroll.journal import Backoff, Budget, Journal, Skip
-from scx_enroll.pace import Policy
+from scx_enroll.journal import DAY_S, Backoff, Budget, Journal, Skip
+from scx_enroll.pace import Policy, runs_out_at
 
+WAITING = ("wait", "hold", "nothing")
 MAX_SETTLE_S = 30 * 60  # files that never rest are not waited for any longer
 
 
@@ -113,3 +114,19 @@ def decide(
     step = next(step for step in (row(case) for row in rows) if step)
     waits = step.action in ("wait", "nothing") and step.row not in ("L2", "L3")
     return replace(step, until=_soonest(case, step.until)) if waits else step
+
+
+def rest(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: int) -> Optional[Tuple[Step, int]]:
+    """Return what a plain run decides, and until when it decides the very same if nothing changes but the time; at most a day.
+
+    None where there is something to do, others are at work, or a clock was wrong.
+    """
+    step = decide(seen, policy, journal, budget, now)
+    times = [*(s.at for s in budget.submissions), *budget.restarts]
+    if step.action not in WAITING or step.row in ("L2", "L3") or any(at > now for at in times):
+        return None
+    moments = [now + DAY_S, step.until, runs_out_at(seen.held), journal.question, journal.request.since, journal.request.next]
+    moments += [moment for held in seen.held for moment in (held.not_before, held.not_after, held.obtained)]
+    moments += [at + DAY_S for at in times]  # what the day was spent on is told
+    moments += [*(backoff.at for backoff in journal.backoffs), *(skip.at for skip in journal.skipped)]
+    return step, min(moment for moment in moments if moment is not None and moment > now)

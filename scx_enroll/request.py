@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Mapping, Tuple, Union
 
 from scx_enroll.errors import AgentNotReady, ConfigError, UsageError
@@ -80,11 +81,11 @@ def expand(configured: str, short: str) -> str:
     return check_fqdn(configured.replace(SHORT_NAME, short.partition(".")[0]), "name")
 
 
+@lru_cache(maxsize=2)
 def load_key(pem: bytes) -> PrivateKey:
     """Return the first private key of a PEM file, as the agent reads it. Raises AgentNotReady with the reason."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     found = _KEY.search(pem)
     if not found:
@@ -92,12 +93,26 @@ def load_key(pem: bytes) -> PrivateKey:
     if found[1] == b"ENCRYPTED " or b"Proc-Type: 4,ENCRYPTED" in found[0]:
         raise AgentNotReady("the agent's key is encrypted, which the agent can't read", "make a new key: scxsslconfig -f")
     try:
-        key: Any = load_pem_private_key(found[0] + b"\n", password=None)
+        key: Any = _load_unchecked(found[0] + b"\n")
     except (ValueError, TypeError, UnsupportedAlgorithm) as problem:
         raise AgentNotReady("the agent's key can't be read", "make a new key: scxsslconfig -f") from problem
     if isinstance(key, rsa.RSAPrivateKey) or (isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in CURVES):
         return key
     raise AgentNotReady("the agent's key is neither RSA nor on a NIST curve", "make a new key: scxsslconfig -f")
+
+
+def _load_unchecked(pem: bytes) -> Any:
+    """Load a private key without RSA_check_key, a tenth of a second that no look has a use for. `build_csr` sees what the key signs."""
+    import cryptography
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    if int(cryptography.__version__.partition(".")[0]) >= 39:
+        return load_pem_private_key(pem, password=None, unsafe_skip_rsa_key_validation=True)
+    from cryptography.hazmat.backends.openssl.backend import backend
+
+    if hasattr(backend, "_rsa_skip_check_key"):
+        backend._rsa_skip_check_key = True  # noqa: SLF001 - cryptography 3.4 to 38 offer no other way
+    return load_pem_private_key(pem, password=None)
 
 
 def spki_of(key_or_certificate: Any) -> str:
@@ -175,7 +190,7 @@ def build_csr(spec: RequestSpec, key: PrivateKey) -> bytes:
     """Return a PKCS#10 request as PEM with LF, signed by `key`: CN, SAN, serverAuth and a critical key usage.
 
     A template that builds the names from AD ignores these; one that takes them from the request needs them all here,
-    since the `SAN:` attribute is never sent (facts/adcs.md section 7).
+    since the `SAN:` attribute is never sent (facts/adcs.md section 7). Raises AgentNotReady for a key whose signature does not verify.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
@@ -197,12 +212,14 @@ def build_csr(spec: RequestSpec, key: PrivateKey) -> bytes:
         decipher_only=False,
     )
     names = [x509.DNSName(name) for name in spec.dns_names]
-    return (
+    made = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, spec.fqdn)]))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(usage, critical=True)
         .sign(key, algorithm)
-        .public_bytes(Encoding.PEM)
     )
+    if not made.is_signature_valid:
+        raise AgentNotReady("the agent's key is damaged: what it signs does not verify", "make a new key: scxsslconfig -f")
+    return made.public_bytes(Encoding.PEM)

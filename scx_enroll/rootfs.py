@@ -10,10 +10,12 @@ import errno
 import os
 import stat
 import sys
+import time
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Iterator, List, Set, Tuple
+from dataclasses import dataclass, field
+from typing import Dict, Iterator, List, Optional, Set, Tuple
 
+from scx_enroll import idle
 from scx_enroll.errors import HostError
 
 MAX_LINKS = 40  # hops, as the kernel's MAXSYMLINKS (path_resolution(7))
@@ -51,6 +53,24 @@ class Entry:
     ctime_ns: int = 0
 
 
+@dataclass
+class Notes:
+    """What a run has looked at, by paths of this host: all that its decision can rest on, since nobody else opens files.
+
+    `looked`: `idle.facts` of what stood there, none for nothing, None where two looks saw different things; `listed`:
+    folders whose names were read; `locks`: files that were found unlocked.
+    """
+
+    since_ns: int = field(default_factory=time.time_ns)
+    looked: Dict[str, Optional[List[int]]] = field(default_factory=dict)
+    listed: Dict[str, List[int]] = field(default_factory=dict)
+    locks: Set[str] = field(default_factory=set)
+
+    def look(self, path: str, facts: List[int]) -> None:
+        """Note what stands at a path."""
+        self.looked[path] = facts if self.looked.get(path, facts) == facts else None
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a walk ended: the last open folder, the name in it, what stands there ("absent" may lie deeper)."""
@@ -73,8 +93,7 @@ def _explained(path: str) -> Iterator[None]:
         raise HostError(f"can't read {path}: {why}", hint) from problem
 
 
-def _look(path: str, parent: int, name: str) -> Entry:
-    found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+def _entry(path: str, parent: int, name: str, found: os.stat_result) -> Entry:
     kinds = {stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFDIR: "dir"}
     kind = kinds.get(stat.S_IFMT(found.st_mode), "other")
     return Entry(
@@ -147,9 +166,22 @@ class Root:
     `live`: the agent of this tree runs here, so it may be probed and restarted; always so for "/".
     """
 
-    def __init__(self, path: str = "/", live: bool = False) -> None:  # noqa: FBT001, FBT002 - `live` is named wherever it is given
+    def __init__(self, path: str = "/", live: bool = False, notes: Optional[Notes] = None) -> None:  # noqa: FBT001, FBT002 - as it is named
         self.path = os.path.realpath(path)
         self.live = live or self.path == "/"
+        self.notes = notes or Notes()
+
+    def aside(self) -> "Root":
+        """Return the same tree, for looks that no decision rests on."""
+        return Root(self.path, self.live)
+
+    def _look(self, path: str, parent: int, name: str) -> Entry:
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        self.notes.look(self._outside(path), idle.facts(found))
+        return _entry(path, parent, name, found)
+
+    def _outside(self, path: str) -> str:
+        return self.path.rstrip("/") + path
 
     @contextmanager
     def _walk(self, path: str, *, follow: bool) -> Iterator[_Place]:
@@ -176,8 +208,7 @@ class Root:
         finally:
             folders.close()
 
-    @staticmethod
-    def _steps(path: str, folders: _Folders, *, follow: bool) -> Tuple[_Place, Set[int]]:
+    def _steps(self, path: str, folders: _Folders, *, follow: bool) -> Tuple[_Place, Set[int]]:
         """Take every step; return where they led and who made the links on the way."""
         todo, hops, makers = _parts(path), 0, set()
         while todo:
@@ -186,7 +217,7 @@ class Root:
                 if name in (".", ".."):
                     folders.leave(1 if name == ".." else 0)
                     continue
-                entry = _look(folders.path(name), folders.fd, name)
+                entry = self._look(folders.path(name), folders.fd, name)
                 if entry.kind == "link" and (todo or follow):
                     hops += 1
                     if hops > MAX_LINKS:
@@ -200,8 +231,9 @@ class Root:
                     return _Place(folders.fd, name, entry), makers
             except (FileNotFoundError, NotADirectoryError):
                 absent = Entry(folders.path(name, *reversed(todo)), "absent")
+                self.notes.look(self._outside(absent.path), [])
                 return _Place(folders.fd, name, absent), makers
-        return _Place(folders.fd, ".", _look(folders.path(), folders.fd, ".")), makers
+        return _Place(folders.fd, ".", self._look(folders.path(), folders.fd, ".")), makers
 
     def entry(self, path: str) -> Entry:
         """Return what stands at `path`: its parents are followed inside the root, the last name is not."""
@@ -215,7 +247,7 @@ class Root:
 
     def host_path(self, path: str) -> str:
         """Return the path outside the root, all links resolved inside it: for messages and for starting programs."""
-        return self.path.rstrip("/") + self.resolve(path).path
+        return self._outside(self.resolve(path).path)
 
     def open_dir(self, path: str) -> int:
         """Return a descriptor of a folder, for the caller to close. FileNotFoundError if absent, else HostError."""
@@ -272,7 +304,21 @@ class Root:
             return ()
         try:
             with _explained(path):
+                self.notes.listed[self.host_path(path)] = idle.listed(os.fstat(fd))
                 return tuple(sorted(os.listdir(fd)))
+        finally:
+            os.close(fd)
+
+    def is_locked(self, path: str) -> bool:
+        """Tell whether another process holds a write lock on a file; one that is absent is not locked."""
+        try:
+            fd = self.open_file(path)
+        except FileNotFoundError:
+            return False
+        try:
+            with _explained(path):
+                self.notes.locks.add(self.host_path(path))
+                return idle.is_locked(fd)
         finally:
             os.close(fd)
 
@@ -288,8 +334,3 @@ def read_argument(path: str, limit: int) -> bytes:
     except (OSError, ValueError) as problem:
         why = getattr(problem, "strerror", None) or str(problem)
         raise HostError(f"can't read {path}: {why}", "name a file that exists and that you may read") from problem
-
-
-def nowhere() -> int:
-    """Return a descriptor that swallows whatever is written to it, for the caller to close."""
-    return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)

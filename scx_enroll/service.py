@@ -5,9 +5,7 @@ a person and never believed. Path validation is OpenSSL's: the rehearsal is a ha
 """
 
 import fcntl
-import hashlib
 import os
-import socket
 import ssl
 import subprocess
 import time
@@ -15,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Callable, Optional, Tuple
 
+from scx_enroll import idle
 from scx_enroll.errors import AgentNotReady, HostError
 from scx_enroll.rootfs import Root
 
@@ -22,8 +21,6 @@ MAX_HANDSHAKE_ROUNDS = 20  # a TLS 1.2 handshake takes 4; a long chain needs no 
 MAX_RECORD_BYTES = 1 << 14  # of a TLS record: RFC 5246 section 6.2.1
 MAX_OUTPUT_BYTES = 4096  # of a control command, shown to a person only
 MAX_STAT_BYTES = 4096  # 52 numbers and a name of 15 bytes
-CONNECT_S = 5.0  # to a port of this host; an agent that is busy answers in milliseconds
-ADDRESSES = ("127.0.0.1", "::1")  # the agent binds the wildcard, dual-stack where it can
 
 
 @dataclass(frozen=True)
@@ -195,34 +192,8 @@ def _reason(problem: ssl.SSLError) -> str:
 
 
 def probe(port: int) -> Served:
-    """Look at what this host's port serves: one handshake, nothing verified, nothing sent.
-
-    Old protocols and ciphers are allowed, because it looks and does not trust. The server never answers close_notify,
-    so the end of `unwrap` is an error that means nothing; without it the agent's log gets one.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    with suppress(ssl.SSLError, ValueError):
-        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-        context.set_ciphers("ALL:@SECLEVEL=0")
-    seen = Served(listening=False, problem="nothing listens")
-    for address in ADDRESSES:
-        connected = False
-        try:
-            with socket.create_connection((address, port), CONNECT_S) as plain:
-                connected = True
-                with context.wrap_socket(plain) as connection:
-                    der = connection.getpeercert(binary_form=True)
-                    with suppress(OSError, ValueError):
-                        connection.settimeout(0.5)
-                        connection.unwrap()
-                if der:
-                    return Served(listening=True, leaf=hashlib.sha256(der).hexdigest())
-        except OSError as problem:
-            if connected:
-                seen = Served(listening=True, problem=f"no TLS handshake: {problem.strerror or problem}")
-    return seen
+    """Look at what this host's port serves."""
+    return Served(*idle.probe(port))
 
 
 def await_leaf(

@@ -7,7 +7,6 @@ never followed.
 
 import errno
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -19,10 +18,10 @@ from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 from scx_enroll import journal as j
 from scx_enroll.durable import TEMPORARY, clear, explained, move, remove_tree, temporary_file, write
 from scx_enroll.errors import Busy, HostError
+from scx_enroll.idle import PREMISES, STATE, STATUS_FOLDER, STATUS_NAME
 from scx_enroll.rootfs import Root
 
-STATE = "/var/lib/scx-enroll"
-STATUS = "/run/scx-enroll/status.json"
+STATUS = f"{STATUS_FOLDER}/{STATUS_NAME}"
 COPY = re.compile(r"scx-enroll-([0-9a-f]{16})-([0-9]{1,9})\.pem")
 _KEPT = re.compile(r"[0-9a-f]{64}\.pem|[0-9]+\.html")  # what stands in original/ and pages/
 MAX_STATE_BYTES = 1 << 20  # a journal is some kB; chains and saved certificates are smaller still
@@ -116,6 +115,7 @@ class Store:
             with explained(f"{STATE}/lock"):
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, f"process {os.getpid()}\n".encode(), 0)
+            self.root.entry(f"{STATE}/lock")  # noted: its time is that of the run which held it last
             self._clear_temporaries()
             self.load()
             yield
@@ -240,8 +240,9 @@ class Store:
 
     def waiting_errands(self) -> Tuple[j.Request, ...]:
         """Return the requests of other hosts that are not settled."""
-        names = self.root.listdir(f"{STATE}/submitted")
-        found = (self._load(j.Journal, f"{STATE}/submitted/{name}/journal.json").request for name in names)
+        aside = Store(self.root.aside())  # no decision rests on them
+        names = aside.root.listdir(f"{STATE}/submitted")
+        found = (aside._load(j.Journal, f"{STATE}/submitted/{name}/journal.json").request for name in names)
         return tuple(request for request in found if request.state != "none")
 
     def deliver(self, path: str, data: bytes) -> None:
@@ -286,17 +287,22 @@ class Store:
         self._keep_newest("pages", KEPT_PAGES)
         return f"{STATE}/pages/{name}"
 
-    def publish(self, status: Dict[str, Any]) -> None:
+    def publish(self, status: str) -> None:
         """Say to anyone on the host what this run found; not durable, since it is made anew at each run."""
-        folder_path, _, name = STATUS.rpartition("/")
+        aside = Store(self.root.aside())
         with explained(STATUS):
-            self._make_folder(folder_path, 0o755)
-            folder = self.root.open_dir(folder_path)
+            aside._make_folder(STATUS_FOLDER, 0o755)
+            folder = aside.root.open_dir(STATUS_FOLDER)
             try:
                 clear(folder)
-                write(folder, name, (json.dumps(status, indent=1, sort_keys=True) + "\n").encode(), 0o644)
+                write(folder, STATUS_NAME, status.encode("utf-8", "backslashreplace"), 0o644)
             finally:
                 os.close(folder)
+
+    def save_premises(self, premises: bytes) -> None:
+        """Leave what this run's answer rests on for the next; needs no lock, since the lock's time is among it."""
+        with explained(f"{STATE}/{PREMISES}"), self._folder("") as folder:
+            write(folder, PREMISES, premises, 0o600)
 
     # -- the agent's folder -------------------------------------------------------------------------------------
 

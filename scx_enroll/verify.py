@@ -11,6 +11,7 @@ import calendar
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from scx_enroll.errors import CertificateRefused, ConfigError
@@ -169,6 +170,7 @@ def _load(der: bytes) -> Certificate:
         raise ValueError(f"not a certificate: {problem}") from problem
 
 
+@lru_cache(maxsize=64)  # a look asks for the same few again and again
 def facts(der: bytes) -> Facts:
     """Return what is worth knowing of a certificate. Raises CertificateRefused if it can't be read."""
     try:
@@ -183,7 +185,7 @@ def facts(der: bytes) -> Facts:
             leaf=hashlib.sha256(der).hexdigest(),
             spki=spki_of(certificate),
             names=_common_names(certificate) if names is None else names,
-            key=_key(certificate),
+            key=kind_of(certificate.public_key()),
         )
     except Exception as problem:
         raise CertificateRefused(f"certificate can't be read: {problem}", "get another one") from problem
@@ -210,10 +212,6 @@ def _san(certificate: Certificate) -> Optional[Tuple[str, ...]]:
 
 def _common_names(certificate: Certificate) -> Tuple[str, ...]:
     return tuple(str(name.value).lower() for name in certificate.subject if name.oid.dotted_string == _CN)
-
-
-def _key(certificate: Certificate) -> str:
-    return kind_of(certificate.public_key())
 
 
 def _shown(text: str) -> str:
@@ -274,7 +272,7 @@ def _check_signature(certificate: Certificate, _: _Asked) -> _Findings:
 
 
 def _check_strength(certificate: Certificate, asked: _Asked) -> _Findings:
-    problem = weakness(_key(certificate), asked.rules)
+    problem = weakness(kind_of(certificate.public_key()), asked.rules)
     if problem:
         yield problem, "make a stronger key"
 
@@ -332,7 +330,7 @@ def warnings(der: bytes, spec: RequestSpec, rules: Rules) -> Tuple[str, ...]:
     """Return what the operator should know of a certificate that is accepted. Never raises."""
     try:
         certificate = _load(der)
-        key, names = _key(certificate), _common_names(certificate)
+        key, names = kind_of(certificate.public_key()), _common_names(certificate)
     except Exception:  # noqa: BLE001 - `judge` has said so
         return ()
     found = []
@@ -375,6 +373,7 @@ def leads_to(certificates: Sequence[bytes], anchors: Sequence[bytes]) -> bool:
     return False
 
 
+@lru_cache(maxsize=64)
 def split_trust(pem_bytes: bytes, where: str = "issuer-trust") -> Tuple[Tuple[bytes, ...], Tuple[bytes, ...]]:
     """Return the anchors (self-signed) and the intermediates of a file. Raises ConfigError if one can't be read."""
     try:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from .fuzz import fuzz_answers, fuzz_certificate, fuzz_config, fuzz_pages
+from .fuzz import fuzz_answers, fuzz_certificate, fuzz_config, fuzz_pages, fuzz_premises
 
 
 def answers(folder):
@@ -19,10 +19,16 @@ def configuration(folder):
     return lambda data: fuzz_config.one(folder, data)
 
 
+def resting(folder):
+    folder = folder.resolve()
+    return lambda data: fuzz_premises.one(folder, data or fuzz_premises.good(folder))
+
+
 TARGETS = {
     "answers": (answers, fuzz_answers.mutated),
     "certificate": (lambda folder: fuzz_certificate.one, fuzz_certificate.mutated),
     "config": (configuration, fuzz_config.mutated),
+    "premises": (resting, lambda chance: b"" if chance.random() < 0.1 else chance.randbytes(30)),
     "pages": (lambda folder: fuzz_pages.one, fuzz_pages.mutated),
 }
 

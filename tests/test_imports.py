@@ -12,6 +12,7 @@ import pytest
 RANKS = {
     "__init__": (0, "pure"),
     "errors": (0, "pure"),
+    "idle": (0, "io"),
     "request": (1, "pure"),
     "pages": (1, "pure"),
     "hresult": (1, "pure"),
@@ -32,7 +33,6 @@ RANKS = {
     "service": (2, "io"),
     "signin": (3, "io"),
     "ca": (3, "io"),
-    "idle": (3, "io"),
     "activate": (3, "io"),
     "transaction": (4, "io"),
     "records": (4, "io"),
@@ -44,7 +44,9 @@ RANKS = {
     "cacert": (9, "io"),
     "check": (9, "io"),
     "report": (10, "io"),
-    "cli": (11, "io"),
+    "premises": (11, "io"),
+    "cli": (12, "io"),
+    "__main__": (13, "io"),
 }
 # Everything else of the standard library is refused to a pure module until somebody has thought about it.
 PURE_LIBRARY = {
@@ -55,7 +57,7 @@ PURE_DATETIME = "datetime"  # may be imported, but not asked for the time
 CLOCKS = {"now", "utcnow", "today", "fromtimestamp"}  # without a time zone given, the last one reads the machine's
 HEAVY = {"cryptography", "requests", "certsrv", "urllib3"}
 HEAVY_AT_TOP = {"ca", "web"}  # their classes are made from certsrv's and requests'
-FILES = {"rootfs", "durable", "store"}
+FILES = {"idle", "rootfs", "durable", "store"}
 # Calls that make or change a file, or get at its content, whoever spells them.
 OPENERS = {"open", "fdopen", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "makedirs", "mkstemp", "NamedTemporaryFile"}
 CHANGERS = {"rename", "replace", "unlink", "rmdir", "symlink", "link", "chmod", "chown", "fchmod", "fchown", "truncate", "rmtree", "copyfile"}

@@ -906,6 +906,47 @@ def stays_as_it_is(seen, policy, journal, budget, wish):
         assert (later.row, later.action, later.status) == (step.row, step.action, step.status), f"{moment - NOW} s later"
 
 
+@given(sources)
+def test_a_rest_is_honest(random):
+    """What an idle run relies on: until then the plan decides the very same, words and times included, whatever the moment."""
+    each(random, rests, PAST, ANY)
+
+
+def rests(seen, policy, journal, budget, wish):
+    found = plan.rest(seen, policy, journal, budget, NOW)
+    step = decide(seen, policy, journal, budget, NOW)
+    if found is None:
+        return
+    assert found[0] == step
+    assert step.action in plan.WAITING and step.row not in ("L2", "L3")
+    until = found[1]
+    assert NOW < until <= NOW + DAY_S
+    assert needs_a_person(step.status, seen.held, NOW) == needs_a_person(step.status, seen.held, until - 1)
+    marks = [until_of(failure) for failure in journal.skipped] + [until_of(failure, pace.expiry(seen.held)) for failure in journal.backoffs]
+    marks += [due(held, policy, seen.share) for held in seen.held] + [journal.request.next, journal.request.since + DAY_S]
+    marks += [NOW + 1, until - 1, (NOW + until) // 2]
+    for moment in {mark for mark in marks if mark is not None and NOW <= mark < until}:
+        assert decide(seen, policy, journal, budget, moment) == step, f"{moment - NOW} s later"
+
+
+def test_a_host_where_all_is_well_rests_for_a_day():
+    """Not until its renewal: once a day everything is looked at, whatever nobody thought of."""
+    assert plan.rest(GOOD, POLICY, Journal(), Budget(), NOW) == (at(), NOW + DAY_S)
+    waiting = Journal(request=SENT)
+    assert plan.rest(EMPTY, POLICY, waiting, Budget(), NOW) == (at(EMPTY, waiting), NOW + 60)
+    assert plan.rest(GOOD, POLICY, Journal(hold="change freeze"), Budget(), NOW)[1] == NOW + DAY_S
+    assert plan.rest(GOOD, POLICY, Journal(), restarts(1, age=DAY_S - 50), NOW)[1] == NOW + 50, "a figure of the status changes"
+    ending = replace(NEW, not_before=NOW - 900 * DAY_S, not_after=NOW + 500, mismatches=("dates: ...",))
+    assert plan.rest(replace(GOOD, held=(NEW, ending)), POLICY, Journal(), Budget(), NOW)[1] == NOW + 500
+
+
+@pytest.mark.parametrize("seen", [EMPTY, replace(GOOD, blocked="no agent"), replace(GOOD, busy="dpkg"), replace(GOOD, changed_at=NOW - 5)])
+def test_a_host_that_does_not_rest(seen):
+    """There is something to do, there is no agent, or others are at work: the next run must look."""
+    assert plan.rest(seen, POLICY, Journal(), Budget(), NOW) is None
+    assert plan.rest(GOOD, POLICY, Journal(), restarts(1, age=-60), NOW) is None, "a clock was wrong"
+
+
 def test_until_ends_with_the_life_of_a_pending_request():
     """The request is given up before its next poll is due: *until* must not lie beyond that."""
     journal = Journal(request=replace(SENT, since=NOW - 30 * DAY_S + 30, next=NOW + 3600))

@@ -1,5 +1,6 @@
 """What is asked for: names that can be right, keys that the agent and AD CS both take, a request that AD CS can read."""
 
+import base64
 import string
 import subprocess
 
@@ -202,6 +203,20 @@ def test_a_key_the_agent_or_ad_cs_can_not_use_is_refused(keys, case):
     assert ("encrypted" in refused.value.message) is ("encrypted" in case)
     for line in filter(None, pem.split(b"\n")[1:-2]):
         assert line.decode("latin-1") not in refused.value.message
+
+
+def test_a_damaged_key_signs_a_request():
+    """A bit of the disk's own in each secret part: refused when it is read or when its signature does not verify, never sent to the CA."""
+    key = rsa.generate_private_key(65537, 2048)
+    der = key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
+    numbers = key.private_numbers()
+    for number in (numbers.d, numbers.dmp1, numbers.dmq1, numbers.iqmp):
+        whole = number.to_bytes((number.bit_length() + 7) // 8, "big")
+        der = der.replace(whole, whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:])
+    pem = b"-----BEGIN RSA PRIVATE KEY-----\n" + base64.encodebytes(der) + b"-----END RSA PRIVATE KEY-----\n"
+    with pytest.raises(AgentNotReady) as refused:
+        build_csr(RequestSpec("lin01.corp.example"), load_key(pem))
+    assert "scxsslconfig -f" in refused.value.hint
 
 
 @given(st.data())

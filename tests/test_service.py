@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from scx_enroll import service
+from scx_enroll import idle, service
 from scx_enroll.errors import AgentNotReady
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Patience, Served, await_end, await_leaf, check_path, control, fits, probe, rehearse, start_time
@@ -490,7 +490,7 @@ def test_an_agent_that_listens_on_ipv6_only(tree, pki):
 
 def test_a_listener_that_says_nothing(monkeypatch):
     """It took the connection and is silent: told within the time-out, once for each address it listens on."""
-    monkeypatch.setattr(service, "CONNECT_S", 0.3)
+    monkeypatch.setattr(idle, "CONNECT_S", 0.3)
     with listening(lambda connection: time.sleep(2)) as port:
         began = time.monotonic()
         seen = probe(port)
@@ -501,7 +501,7 @@ def test_a_listener_that_says_nothing(monkeypatch):
 
 def test_a_listener_that_drips(monkeypatch):
     """The time-out is for the handshake, not for each byte of it."""
-    monkeypatch.setattr(service, "CONNECT_S", 0.5)
+    monkeypatch.setattr(idle, "CONNECT_S", 0.5)
 
     def drip(connection):
         for byte in b"\x16\x03\x03\x40\x00" + b"\0" * 100:

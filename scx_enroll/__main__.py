@@ -1,0 +1,26 @@
+"""The door: most runs find nothing to do, and those need not know the rest of the program."""
+
+import os
+import sys
+
+from scx_enroll import idle
+
+
+def main() -> int:
+    """Run the command line; returns the exit status (docs/exit-status.md)."""
+    try:
+        idle.open_standard_files()
+        status = idle.answer(sys.argv[1:])
+        if status is not None:
+            return status
+        from scx_enroll import cli
+    except KeyboardInterrupt:  # before there is anything to finish or to undo
+        import signal
+
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,589 @@
+"""The run that finds nothing to do without the rest of the program: it may answer only what the whole program would answer."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scx_enroll import cli, enroll, idle, premises, report
+from scx_enroll.enroll import Options
+from tests.lab.agent import LabHost
+from tests.lab.ca import LabCA
+from tests.scene import Scene
+
+DAY_S = 24 * 3600
+# What an idle run may know of: its own two modules, and what those import.
+FOREIGN = {"argparse", "configparser", "contextlib", "cryptography", "dataclasses", "inspect", "requests", "subprocess", "typing", "urllib3"}
+
+
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Premises are written though files are a moment old; what that costs is another test's business."""
+    monkeypatch.setattr(premises, "FRESH_NS", -(10**12))
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Iterator[LabCA]:
+    """A CA that issues at once."""
+    with LabCA(tmp_path / "ca") as lab:
+        yield lab
+
+
+@pytest.fixture
+def scene(tmp_path: Path, ca: LabCA) -> Iterator[Scene]:
+    """An enrolled host whose agent runs."""
+    with LabHost(tmp_path / "host", key="ec:secp256r1") as host:
+        host.knobs(poll=0.02)
+        host.start()
+        made = Scene(host, [ca])
+        assert made.run().status == 0
+        yield made
+
+
+def whole(scene: Scene, *arguments: str) -> int:
+    """Run the whole program here, whatever the premises say; it leaves new ones."""
+    return cli.main(scene.argv("run", *arguments)[1:])
+
+
+def premises_of(scene: Scene) -> Dict[str, Any]:
+    """What stands in the file."""
+    found: Dict[str, Any] = json.loads((scene.state / "premises.json").read_text())
+    return found
+
+
+def answer(scene: Scene, *arguments: str, live: bool = True) -> Any:
+    """What an idle run says: a status, or None for a miss."""
+    return idle.answer(scene.argv("run", *arguments, live=live)[1:])
+
+
+def rewrite(scene: Scene, **changes: Any) -> None:
+    """Change what the premises say."""
+    path = scene.state / "premises.json"
+    path.write_text(json.dumps({**premises_of(scene), **changes}))
+    path.chmod(0o600)
+
+
+# -- the same answer ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [(), ("--unattended",), ("--json",), ("--json", "--unattended"), ("--wait", "5"), ("--wait=5",)])
+def test_an_idle_run_says_something_else_than_the_whole_program(scene: Scene, ca: LabCA, arguments: Tuple[str, ...], capsys: Any) -> None:
+    """Output, status and the status file are the same, but for the time; agent and CA notice nothing."""
+    assert whole(scene, *arguments) == 0
+    expected = capsys.readouterr()
+    published = Path(scene.host.root, "run/scx-enroll/status.json")
+    before, restarts, exchanges = json.loads(published.read_text()), scene.host.restarts, ca.count_get + ca.count_post
+    started = int(time.time())
+    assert answer(scene, *arguments) == 0
+    said = capsys.readouterr()
+    after = json.loads(published.read_text())
+    assert started <= after.pop("time") <= time.time()
+    before.pop("time")
+    assert after == before
+    assert (published.stat().st_mode & 0o777, sorted(os.listdir(published.parent))) == (0o644, ["status.json"])
+    if "--json" in arguments:
+        assert json.loads(said.out)["time"] >= started
+        assert {**json.loads(said.out), "time": 0} == {**json.loads(expected.out), "time": 0}
+    else:
+        assert said.out == expected.out
+    assert (said.err, scene.host.restarts, ca.count_get + ca.count_post) == (expected.err, restarts, exchanges)
+
+
+@pytest.mark.slow
+def test_an_idle_run_pays_for_what_it_does_not_use(scene: Scene) -> None:
+    """A process of its own: two modules of ours, none of the big ones, and the answer."""
+    assert whole(scene) == 0
+    program = (
+        "import sys; from scx_enroll.__main__ import main; status = main(); print(status, *sorted(sys.modules), file=sys.stderr)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {program}", *scene.argv("run")[1:]],
+        capture_output=True, text=True, check=True,
+    )
+    status, *modules = ran.stderr.split()
+    assert status == "0"
+    assert "nothing to do" in ran.stdout
+    assert {name.split(".")[0] for name in modules} & FOREIGN == set()
+    assert {name for name in modules if name.startswith("scx_enroll")} == {"scx_enroll", "scx_enroll.__main__", "scx_enroll.idle"}
+
+
+@pytest.mark.slow
+def test_the_installed_command_takes_the_long_way(scene: Scene) -> None:
+    """The command itself, three times as a timer starts it: the second run looks, the third need not."""
+    time.sleep(2.1)  # a process of its own knows no impatience
+    assert scene.command("run").returncode == 0
+    stamp = premises_of(scene)["at"]
+    held = (scene.state / "lock").stat().st_mtime_ns
+    ran = scene.command("run")
+    assert (ran.returncode, "nothing to do" in ran.stdout) == (0, True)
+    assert (premises_of(scene)["at"], (scene.state / "lock").stat().st_mtime_ns) == (stamp, held), "it took the lock, so it looked"
+
+
+@pytest.mark.slow
+def test_a_host_that_waits_or_is_held_looks_every_hour(tmp_path: Path, ca: LabCA, capsys: Any) -> None:
+    """A pending request ends with 7 by hand and quietly for the timer, until the next poll is due; a hold is told, too."""
+    ca.switches.update({"mode": "pending"})
+    with LabHost(tmp_path / "host", key="ec:secp256r1") as host:
+        host.start()
+        scene = Scene(host, [ca])
+        assert scene.run().status == 7
+        assert whole(scene) == 7
+        told = capsys.readouterr()
+        until = premises_of(scene)["until"]
+        assert until - time.time() <= 61
+        assert (answer(scene), answer(scene, "--unattended")) == (7, 0)
+        assert capsys.readouterr() == told
+        rewrite(scene, until=int(time.time()))
+        assert answer(scene) is None
+        assert cli.main([*scene.argv("hold")[1:], "change freeze"]) == 0
+        assert answer(scene) is None
+        assert whole(scene) == 0
+        capsys.readouterr()
+        assert answer(scene) == 0
+        assert "held: change freeze" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_status_that_needs_a_person_is_swallowed(scene: Scene, capsys: Any) -> None:
+    """What fails for the timer goes on failing, with its words on stderr."""
+    assert whole(scene) == 0
+    capsys.readouterr()
+    rewrite(scene, exit_status=6, quiet_status=6, text="scx-enroll: error: no\n")
+    assert answer(scene, "--unattended") == 6
+    assert capsys.readouterr() == ("", "scx-enroll: error: no\n")
+
+
+# -- what makes it look ---------------------------------------------------------------------------------------------
+
+
+def in_place(path: Path) -> None:
+    """Other bytes of the same length, in the same file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    mode = path.stat().st_mode
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.write(data)
+    path.chmod(mode & 0o777)
+
+
+def replaced(path: Path) -> None:
+    """The same bytes in another file."""
+    other = path.with_name("other")
+    shutil.copy2(path, other)
+    other.replace(path)
+
+
+def generation(scene: Scene) -> Path:
+    """The folder of the one that is held."""
+    return next((scene.state / "generations").iterdir())
+
+
+def below(scene: Scene, path: str) -> Path:
+    """A path of the host, links followed."""
+    return Path(scene.host.root, path.lstrip("/")).resolve()
+
+
+MISSES: Dict[str, Callable[[Scene], Any]] = {
+    "configuration touched": lambda s: os.utime(s.etc / "scx-enroll.conf"),
+    "configuration edited": lambda s: in_place(s.etc / "scx-enroll.conf"),
+    "configuration readable by others": lambda s: (s.etc / "scx-enroll.conf").chmod(0o666),
+    "configuration gone": lambda s: (s.etc / "scx-enroll.conf").rename(s.etc / "kept"),
+    "a file came to conf.d": lambda s: ((s.etc / "conf.d").mkdir(), (s.etc / "conf.d/a.conf").write_text("[host]\n")),
+    "issuer-trust replaced": lambda s: replaced(s.etc / "ca0.pem"),
+    "journal edited": lambda s: in_place(s.state / "journal.json"),
+    "budget gone": lambda s: (s.state / "budget.json").unlink(),
+    "another run was here": lambda s: enroll.hold(s.root(), Options(), s.tools(), ""),
+    "certificate of record edited": lambda s: in_place(generation(s) / "cert.pem"),
+    "chain of record replaced": lambda s: replaced(generation(s) / "chain.pem"),
+    "a generation came": lambda s: (s.state / "generations" / ("e" * 16)).mkdir(),
+    "a generation went": lambda s: shutil.rmtree(generation(s)),
+    "state open to others": lambda s: s.state.chmod(0o777),
+    "link moved": lambda s: s.host.relink("omi-host-old.pem"),
+    "link made anew": lambda s: s.host.relink(os.readlink(s.host.path(s.host.certificate))),
+    "written through the link": lambda s: in_place(below(s, s.host.certificate)),
+    "certificate belongs to another": lambda s: os.chown(below(s, s.host.certificate), 990, 990),
+    "key replaced": lambda s: replaced(below(s, s.host.key)),
+    "key deleted": lambda s: below(s, s.host.key).unlink(),
+    "key unreadable": lambda s: below(s, s.host.key).chmod(0),
+    "a stray in the agent's folder": lambda s: below(s, s.host.certificate).with_name(".scx-enroll.0123456789abcdef").touch(),
+    "folder of the key open to others": lambda s: below(s, s.host.key).parent.chmod(0o777),
+    "agent's configuration edited": lambda s: in_place(below(s, s.host.conf)),
+    "agent gone": lambda s: below(s, "/opt/omi/bin/omiserver").unlink(),
+    "a second agent came": lambda s: (below(s, "/opt/microsoft/scx/bin").mkdir(parents=True, exist_ok=True),
+                                      below(s, "/opt/microsoft/scx/bin/omiserver").touch()),
+    "agent killed": lambda s: s.host.kill(),
+    "agent stopped": lambda s: s.host.stop(),
+    "agent serves another": lambda s: (s.host.new_pair(), s.host.restart()),
+    "restarted by others": lambda s: s.host.restart(),
+    "status folder gone": lambda s: shutil.rmtree(below(s, "/run/scx-enroll")),
+    "zypper at work": lambda s: below(s, "/run/zypp.pid").write_text(f"{os.getpid()}\n"),
+    "a lock file came": lambda s: (below(s, "/var/lib/dpkg").mkdir(parents=True), below(s, "/var/lib/dpkg/lock").touch()),
+    "premises gone": lambda s: (s.state / "premises.json").unlink(),
+    "premises of another": lambda s: os.chown(s.state / "premises.json", 990, 990),
+    "premises written by others": lambda s: (s.state / "premises.json").chmod(0o622),
+    "premises behind a link": lambda s: ((s.state / "premises.json").rename(s.state / "x"), (s.state / "premises.json").symlink_to("x")),
+    "premises cut": lambda s: os.truncate(s.state / "premises.json", 3000),
+    "premises empty": lambda s: os.truncate(s.state / "premises.json", 0),
+    "premises endless": lambda s: os.truncate(s.state / "premises.json", idle.MAX_PREMISES_BYTES + 1),
+    "a time that has come": lambda s: rewrite(s, until=int(time.time())),
+    "clock set back": lambda s: rewrite(s, at=int(time.time()) + 5),
+    "another host": lambda s: rewrite(s, here=[*premises_of(s)["here"][:-1], "other"]),
+    "another Python": lambda s: rewrite(s, here=[*premises_of(s)["here"][:3], "2.7", *premises_of(s)["here"][4:]]),
+    "another program": lambda s: rewrite(s, here=[*premises_of(s)["here"][:1], "0.0.1", *premises_of(s)["here"][2:]]),
+    "installed anew": lambda s: rewrite(s, here=[*premises_of(s)["here"][:2], [], *premises_of(s)["here"][3:]]),
+    "another certificate is served": lambda s: rewrite(s, served="0" * 64),
+    "nobody listened": lambda s: rewrite(s, listening=False),
+    "a key is missing": lambda s: rewrite(s, document=[]),
+}
+NEEDS_ROOT = {"certificate belongs to another", "premises of another"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", MISSES)
+def test_a_change_that_goes_unseen(scene: Scene, change: str, capsys: Any) -> None:
+    """Whatever it is, the whole program looks; nothing was said, and the status file is as it was."""
+    if change in NEEDS_ROOT and os.geteuid() != 0:
+        pytest.skip("only root may give a file away")
+    assert whole(scene) == 0
+    assert answer(scene) == 0
+    capsys.readouterr()
+    status = Path(scene.host.root, "run/scx-enroll/status.json").read_bytes()
+    MISSES[change](scene)
+    assert answer(scene) is None
+    assert capsys.readouterr() == ("", "")
+    if change != "status folder gone":
+        assert Path(scene.host.root, "run/scx-enroll/status.json").read_bytes() == status
+
+
+def nothing_of_ours(scene: Scene) -> None:
+    """What happens on a host all day."""
+    Path(scene.host.root, "etc/motd").write_text("hello")
+    Path(scene.host.root, "var/log").mkdir(exist_ok=True)
+    (scene.etc / "notes").write_text("not ours")
+    Path(scene.host.root, "run/other").mkdir()
+    below(scene, scene.host.key).read_bytes()
+    (scene.state / "pages/1.html").write_text("old")
+
+
+@pytest.mark.slow
+def test_what_does_not_matter_makes_it_look(scene: Scene, capsys: Any) -> None:
+    """Neighbours that change, files that are read, and other trees are nothing to it; else nothing would ever be idle."""
+    assert whole(scene) == 0
+    nothing_of_ours(scene)
+    assert answer(scene) == 0
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another process holds a lock as a package manager does."""
+    held = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl,sys,time; f=open(sys.argv[1],'r+'); fcntl.lockf(f,fcntl.LOCK_EX); print(1,flush=True); time.sleep(60)",
+         str(path)], stdout=subprocess.PIPE,
+    )
+    assert held.stdout
+    try:
+        assert held.stdout.readline() == b"1\n"
+        yield
+    finally:
+        held.kill()
+        held.wait()
+        held.stdout.close()
+
+
+@pytest.mark.slow
+def test_a_package_manager_is_not_noticed(scene: Scene, capsys: Any) -> None:
+    """Its lock leaves no trace in a file's times; row L3 must come all the same, and go again."""
+    lock = below(scene, "/var/lib/dpkg/lock")
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert whole(scene) == 0
+    assert answer(scene) == 0
+    with locked(lock):
+        assert answer(scene) is None
+        assert scene.run().result.step.row == "L3"  # type: ignore[union-attr]
+    assert whole(scene) == 0
+    assert answer(scene) == 0
+
+
+@pytest.mark.slow
+def test_a_run_in_progress_is_not_noticed(scene: Scene, capsys: Any) -> None:
+    """Who runs beside another run is told so (11), not that there is nothing to do."""
+    assert whole(scene) == 0
+    tools = scene.tools()
+    with tools.store(scene.root()).lock(0, lambda _message: None):
+        assert answer(scene) is None
+        assert scene.command("run").returncode == 11
+
+
+@pytest.mark.slow
+def test_a_name_of_this_host_that_changed(scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """It may be part of the name that the certificate shall have, or be worth a note."""
+    assert whole(scene) == 0
+    assert answer(scene) == 0
+    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+    assert answer(scene) is None
+
+
+ASKED: List[Tuple[str, ...]] = [
+    ("--now",), ("--renew",), ("--dry-run",), ("--adopt", "7"), ("--verbose",), ("--wait", "x"), ("--wait", "99999"), ("--wait",), ("--json=1",),
+    ("--jso",), ("run",), ("x",), ("--root", ""), ("--config", "-x"), ("--help",), ("--",), ("",),
+]
+
+
+@pytest.mark.slow
+def test_a_command_line_that_means_something_else(scene: Scene, tmp_path: Path, capsys: Any) -> None:
+    """Only a plain run is answered; every other one, the wrong ones too, is the whole program's."""
+    assert whole(scene) == 0
+    for arguments in ASKED:
+        assert answer(scene, *arguments) is None, arguments
+    root = scene.host.root
+    for words in ([], ["status", "--root", root], ["--root", root, "--live"], ["--json", "run", "--root", root, "--live"], ["run", "--live"],
+                  ["run", "--root", str(tmp_path), "--live"], ["--wait", "1", "run", "--root", root, "--live"]):
+        assert idle.answer(words) is None, words
+    assert answer(scene, live=False) is None, "it was probed, and shall not be"
+    assert answer(scene, "--config", str(scene.etc / "scx-enroll.conf")) is None, "these are other files, as far as is known"
+    assert idle.answer(["--root", f"{root}/../{os.path.basename(root)}", "run", f"--root={root}", "--live"]) == 0
+    assert whole(scene, "--config", str(scene.etc / "scx-enroll.conf")) == 0
+    assert answer(scene, "--config", str(scene.etc / "scx-enroll.conf")) == 0
+    os.utime(scene.etc / "scx-enroll.conf")
+    assert answer(scene, "--config", str(scene.etc / "scx-enroll.conf")) is None
+
+
+@pytest.mark.slow
+def test_a_tree_that_is_not_live_is_probed(scene: Scene, capsys: Any) -> None:
+    """An image's tree rests, too, and its builder's ports are left alone."""
+    assert cli.main(scene.argv("run", live=False)[1:]) == 0
+    assert premises_of(scene)["port"] == 0
+    scene.host.stop()
+    assert answer(scene, live=False) == 0
+
+
+# -- what is written down -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_premises_of_a_file_that_may_still_change_unseen(scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Two changes within a file system's tick leave one time; so what others changed a moment ago is no premise yet."""
+    monkeypatch.setattr(premises, "FRESH_NS", 10**9)
+    time.sleep(2.1)
+    os.utime(scene.etc / "ca0.pem")
+    assert whole(scene) == 0
+    assert not (scene.state / "premises.json").exists()
+    time.sleep(2.1)
+    assert whole(scene) == 0
+    assert answer(scene) == 0
+
+
+@pytest.mark.slow
+def test_premises_of_a_run_that_did_something(scene: Scene, capsys: Any) -> None:
+    """It looked several times, before and after its acts: the next run looks in full, once."""
+    scene.host.kill()
+    assert whole(scene) == 0
+    assert not (scene.state / "premises.json").exists()
+
+
+@pytest.mark.slow
+def test_premises_that_can_not_be_written(scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The run's own answer counts; the next one looks again, that is all."""
+    def full(*_arguments: object) -> None:
+        raise premises_full
+
+    from scx_enroll.errors import HostError
+    from scx_enroll.store import Store
+    premises_full = HostError("can't write premises.json: no space")
+    monkeypatch.setattr(Store, "save_premises", full)
+    assert whole(scene) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert answer(scene) is None
+
+
+@pytest.mark.slow
+def test_premises_are_open_to_others(scene: Scene, capsys: Any) -> None:
+    """They tell of paths and times only, but are state like all else; no key and no password is in them."""
+    assert whole(scene) == 0
+    path = scene.state / "premises.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    data = path.read_bytes()
+    assert scene.cas[0].password.encode() not in data
+    assert b"PRIVATE" not in data
+
+
+class Crash(BaseException):
+    """The power failed."""
+
+
+@pytest.mark.slow
+def test_an_idle_run_that_is_killed_leaves_half_a_status(scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Before each of its calls to the system: the status file is whole, and the next run ends well and clears up."""
+    assert whole(scene) == 0
+    status = Path(scene.host.root, "run/scx-enroll/status.json")
+    points = 0
+    for name in ("open", "lstat", "fstat", "fchmod", "rename", "close"):
+        real = getattr(os, name)
+        for point in range(1, 60):
+            left = [point]
+
+            def failing(*arguments: Any, real: Any = real, left: List[int] = left, **named: Any) -> Any:
+                left[0] -= 1
+                if not left[0]:
+                    raise Crash
+                return real(*arguments, **named)
+
+            monkeypatch.setattr(os, name, failing)
+            try:
+                answer(scene)
+                break
+            except Crash:
+                points += 1
+            finally:
+                monkeypatch.setattr(os, name, real)
+            assert json.loads(status.read_text())["exit_status"] == 0
+    assert points > 50
+    assert answer(scene) == 0
+    assert whole(scene) == 0
+    assert os.listdir(status.parent) == ["status.json"]
+
+
+# -- the property: what it answers, the whole program answers ---------------------------------------------------------
+
+
+CHANGES = [change for change in MISSES if not change.startswith(("premises", "another ", "a time", "clock", "nobody", "a key is missing"))]
+
+
+@pytest.mark.slow
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_premises_hold_and_the_plan_has_something_to_do(data: st.DataObject, scene: Scene) -> None:
+    """Whatever others do to the host, in any order: an answer is given only where a whole look comes to the same, word for word."""
+    for _ in range(data.draw(st.integers(1, 4))):
+        change = data.draw(st.sampled_from([*CHANGES, *["nothing", "neighbours", "a run", "a run"] * 6]))
+        with_errors(change, scene)
+        known = scene.state / "premises.json"
+        before = known.read_bytes() if known.exists() else b""
+        if answer(scene) is None:
+            continue
+        result = enroll.inspect(scene.root(), Options(), scene.tools())
+        assert result.step.action in ("nothing", "wait", "hold")
+        facts = report.document(result, 0)
+        first, second = json.loads(before)["document"]
+        assert json.loads(f"{first}0{second}") == facts
+
+
+def with_errors(change: str, scene: Scene) -> None:
+    """Do it; some can't be done after others."""
+    try:
+        if change == "neighbours":
+            nothing_of_ours(scene)
+        elif change == "a run":
+            whole(scene)
+        elif change != "nothing":
+            MISSES[change](scene)
+    except OSError:
+        pass
+
+
+# -- any bytes --------------------------------------------------------------------------------------------------------
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with a state directory, a status folder and one file to look at."""
+    base = tmp_path_factory.mktemp("tree").resolve()
+    for folder in ("var/lib/scx-enroll", "run/scx-enroll"):
+        (base / folder).mkdir(parents=True)
+    return base
+
+
+def good(base: Path) -> Dict[str, Any]:
+    """Premises that hold in the tree."""
+    return {
+        "here": idle.here(str(base), "", live=False), "at": 0, "until": 10**10, "looked": {path: idle.stands(path) for path in (str(base), f"{base}/run/scx-enroll")}, "listed": {},
+        "locks": [], "port": 0, "listening": False, "served": "", "folder": f"{base}/run/scx-enroll", "exit_status": 0,
+        "quiet_status": 0, "text": "nothing to do\n", "document": ['{\n "time": ', "\n}\n"],
+    }
+
+
+def ask(base: Path, data: bytes) -> Any:
+    """Answer a plain run with these bytes as premises."""
+    path = base / "var/lib/scx-enroll/premises.json"
+    path.write_bytes(data)
+    path.chmod(0o600)
+    return idle.answer(["run", "--root", str(base)])
+
+
+def test_premises_that_hold(tree: Path, capsys: Any) -> None:
+    """The example that the next tests spoil."""
+    assert ask(tree, json.dumps(good(tree)).encode()) == 0
+    assert capsys.readouterr().out == "nothing to do\n"
+
+
+@given(st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_bytes_that_are_no_premises(tree: Path, data: bytes) -> None:
+    """A disk's rubbish is a miss: nothing is raised, said or written."""
+    assert ask(tree, data) is None
+    assert os.listdir(tree / "run/scx-enroll") in ([], ["status.json"])
+
+
+@given(st.sampled_from(sorted({"here", "at", "until", "looked", "listed", "locks", "port", "folder", "document", "exit_status"})), json_values)
+def test_premises_with_one_wrong_value(tree: Path, key: str, value: Any) -> None:
+    """A wrong type is a miss; where it holds all the same, as an empty list of locks does, the answer is the usual one."""
+    if key != "exit_status" or type(value) is not int:
+        assert ask(tree, json.dumps({**good(tree), key: value}).encode()) in (None, 0)
+
+
+@pytest.mark.parametrize("what", ["stdout", "stderr"])
+def test_a_reader_that_has_gone(tree: Path, what: str) -> None:
+    """A broken pipe, or no descriptor at all, changes no status."""
+    known = {**good(tree), "exit_status": 7, "quiet_status": 0} if what == "stderr" else good(tree)
+    ask(tree, json.dumps(known).encode())
+    program = f"import sys; sys.path[:0] = {sys.path!r}; from scx_enroll.__main__ import main; sys.exit(main())"
+    argv = [sys.executable, "-I", "-S", "-c", program, "run", "--root", str(tree)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(argv, check=False, **{what: writer}, **({"stderr": subprocess.PIPE} if what == "stdout" else {"stdout": subprocess.PIPE}))
+    os.close(writer)
+    assert (ran.returncode, ran.stdout or b"", ran.stderr or b"") == (known["exit_status"], b"", b"")
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *argv], check=False)
+    assert closed.returncode == known["exit_status"]
+
+
+def test_a_ctrl_c_shows_a_traceback(tree: Path) -> None:
+    """Pressed while the program starts: it ends as one that the signal killed, without a word."""
+    program = (
+        f"import sys; sys.path[:0] = {sys.path!r}; from scx_enroll import idle, __main__ as m\n"
+        "def pressed(arguments): raise KeyboardInterrupt\n"
+        "idle.answer = pressed\nsys.exit(m.main())"
+    )
+    ran = subprocess.run([sys.executable, "-I", "-S", "-c", program, "run"], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (-2, "", "")
+
+
+def test_a_file_that_is_locked_by_nobody(tmp_path: Path) -> None:
+    """Our own locks are none, as fcntl(2) has it; those of others are the other tests' business."""
+    path = tmp_path / "lock"
+    path.touch()
+    with path.open("r+b") as file:
+        assert not idle.is_locked(file.fileno())
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        assert not idle.is_locked(file.fileno())
