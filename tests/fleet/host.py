@@ -111,7 +111,7 @@ class Host:
         for _ in range(enroll.MAX_STEPS + len(self.world.cas)):
             seen = self.look()
             step = plan.decide(seen, self.policy, store.journal, store.budget, clock(), wish)
-            if step.action in enroll.WAITING:
+            if step.action in plan.WAITING:
                 return step
             if step.action in enroll.CA_ACTS:
                 acquisition = acquisition or Acquisition(self._site(), self.world.config, self.world.line)
