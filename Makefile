@@ -14,7 +14,7 @@ $(shell [ ! -e $(ENV) ] || { $(ENV)/bin/python -c '' && grep -qF '$(CURDIR)/$(EN
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test fast slow lint matrix fleet clean
+.PHONY: help demo test fast slow lint matrix bench load fleet clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,12 @@ lint: $(ENV)/.lint ## ruff and mypy --strict
 
 matrix: $(ENV)/.test ## the fast tests on the oldest and the newest Python and libraries
 	$(PY) tests/matrix.py
+
+bench: $(ENV)/.package ## what a run costs, against a bare Python, certbot, certsrv, openssl and curl; writes docs/bench.md
+	$(PY) -m tests.bench
+
+load: $(ENV)/.package ## a few hundred hosts at one CA at once; HOSTS=300
+	$(PY) -m tests.load $(if $(HOSTS),--hosts $(HOSTS))
 
 fleet: $(ENV)/.package ## simulate 100,000 hosts in every scenario, for half an hour; writes docs/fleet.md and its picture
 	$(PY) -m tests.fleet --write

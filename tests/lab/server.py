@@ -194,7 +194,7 @@ class LabCA:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
-    request_queue_size = 128
+    request_queue_size = 1024  # hundreds of hosts may come at once
 
     def __init__(self, address: Tuple[str, int], handler: Any) -> None:
         self.open: List[socket.socket] = []
