@@ -3,37 +3,32 @@
 A run that did nothing leaves its premises in the state directory (`premises`): what stood at every path it looked at, what the
 agent's port served, the host's name, and until when `plan` would decide the same. Here they are checked. What is missing,
 damaged, changed or not understood is a miss, and the whole program runs. A fleet pays for this every hour, so it imports
-no other module of ours, and what others need as well (`probe`, `say`) has its home here.
+next to nothing, and what others need as well (`probe`, `say`) has its home here.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
+import _socket  # socket and ssl, made from these, take twice as long to import as everything here takes to run
+import _ssl
 import os
-import socket
-import ssl
 import stat
-import struct
 import sys
 import time
-from collections.abc import Sequence
 
 from scx_enroll import __version__
 
-TYPE_CHECKING = False  # importing typing takes as long as all the checks
+TYPE_CHECKING = False  # typing takes as long again
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable
 
 VERSION = 1
 STATE = "/var/lib/scx-enroll"
 STATUS_FOLDER, STATUS_NAME = "/run/scx-enroll", "status.json"
-PREMISES = "premises.json"
+PREMISES = "premises"
 MAX_PREMISES_BYTES = 1 << 20  # some 20 kB
 CONNECT_S = 5.0  # to a port of this host; an agent that is busy answers in milliseconds
 CLOSE_S = 0.5
-ADDRESSES = ("127.0.0.1", "::1")  # the agent binds the wildcard, dual-stack where it can
+ADDRESSES = ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1"))  # the agent binds the wildcard, dual-stack where it can
 FLAGS = ("--unattended", "--json")  # of `run`
 MAX_WAIT_DIGITS = 4  # what is longer the whole program looks at
 
@@ -65,103 +60,146 @@ def say(stream: Any, text: str) -> None:
         os.close(fd)
 
 
-# -- what can be seen of the host -------------------------------------------------------------------------------------
+# -- what can be seen of the host: a word for each state, to be compared -----------------------------------------------
 
 
-def facts(found: os.stat_result) -> list[int]:
+def facts(found: os.stat_result) -> str:
     """Return what of a name's state can't change unnoticed; a folder's times also tell of what does not matter, so not they."""
     kept = [stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, found.st_dev, found.st_ino]
-    return kept if stat.S_ISDIR(found.st_mode) else [*kept, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    if not stat.S_ISDIR(found.st_mode):
+        kept += [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    return ",".join(map(str, kept))
 
 
-def stands(path: str) -> list[int]:
-    """Return the facts of what stands at a path now, links not followed; none where there is nothing."""
+def stands(path: str) -> str:
+    """Return the facts of what stands at a path now, links not followed; "" where there is nothing."""
     try:
         return facts(os.lstat(path))
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return ""
 
 
-def listed(found: os.stat_result) -> list[int]:
+def listed(found: os.stat_result) -> str:
     """Return what changes with every name that comes to a folder, or goes."""
-    return [found.st_mtime_ns, found.st_ctime_ns]
+    return f"{found.st_mtime_ns},{found.st_ctime_ns}"
 
 
 def is_locked(fd: int) -> bool:
     """Tell whether another process holds a write lock on an open file (fcntl(2), F_GETLK); none is taken."""
+    import fcntl
+    import struct
+
     # struct flock with 64-bit offsets, as Python builds it: type, whence, start, length, pid
     answer = fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
     return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
 
 
-def probe(port: int) -> tuple[bool, str, str]:
+def _free(path: str) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return "" if is_locked(fd) else "free"
+    finally:
+        os.close(fd)
+
+
+class _Plain(_socket.socket):
+    """What a TLS object may refer to weakly."""
+
+
+def probe(port: int, shake: Callable[[Any], bytes | None]) -> tuple[bool, bytes, str]:
     """Look at what this host's port serves: one handshake, nothing verified, nothing sent.
 
-    Returns whether somebody listens, the SHA-256 of the leaf served, or "" and why there is none. Old protocols and ciphers
-    are allowed, because it looks and does not trust. The server never answers close_notify, so the end of `unwrap` is an
-    error that means nothing; without it the agent's log gets one.
+    `shake` does it on a connected socket, and returns the leaf. Returns whether somebody listens, the leaf served (DER), or
+    b"" and why there is none.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    try:
-        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-        context.set_ciphers("ALL:@SECLEVEL=0")
-    except (ssl.SSLError, ValueError):
-        pass
-    seen = (False, "", "nothing listens")
-    for address in ADDRESSES:
+    seen = (False, b"", "nothing listens")
+    for family, address in ADDRESSES:
         connected = False
         try:
-            with socket.create_connection((address, port), CONNECT_S) as plain:
-                connected = True
-                with context.wrap_socket(plain) as connection:
-                    der = connection.getpeercert(binary_form=True)
-                    try:
-                        connection.settimeout(CLOSE_S)
-                        connection.unwrap()
-                    except (OSError, ValueError):
-                        pass
-                if der:
-                    return True, hashlib.sha256(der).hexdigest(), ""
+            plain = _Plain(family, _socket.SOCK_STREAM)
+        except OSError:  # a host without IPv6
+            continue
+        try:
+            plain.settimeout(CONNECT_S)
+            plain.connect((address, port))
+            connected = True
+            der = shake(plain)
+            if der:
+                return True, der, ""
         except OSError as problem:
             if connected:
-                seen = (True, "", f"no TLS handshake: {problem.strerror or problem}")
+                seen = (True, b"", f"no TLS handshake: {problem.strerror or problem}")
+        finally:
+            plain.close()
     return seen
+
+
+def _shake(plain: Any) -> bytes | None:
+    """Do what `service` does with the ssl module; an interpreter in which this has changed makes the whole program look."""
+    context: Any = _ssl._SSLContext(_ssl.PROTOCOL_TLS_CLIENT)  # noqa: SLF001 - see the import
+    context.check_hostname = False
+    context.verify_mode = _ssl.CERT_NONE
+    try:
+        context.minimum_version = _ssl.PROTO_MINIMUM_SUPPORTED
+        context.set_ciphers("ALL:@SECLEVEL=0")
+    except (_ssl.SSLError, ValueError):
+        pass
+    connection = context._wrap_socket(plain, False)  # noqa: SLF001 - C takes no names here
+    connection.do_handshake()
+    der: bytes | None = connection.getpeercert(True)
+    try:
+        plain.settimeout(CLOSE_S)
+        connection.shutdown()
+    except (OSError, ValueError):
+        pass
+    return der
+
+
+def served(*, listening: bool, der: bytes) -> str:
+    """Return the word for what a port serves."""
+    return f"{listening:d},{der.hex()}"
+
+
+def _serves(port: str) -> str:
+    listening, der, _ = probe(int(port), _shake)
+    return served(listening=listening, der=der)
 
 
 # -- the answer -------------------------------------------------------------------------------------------------------
 
+CLAIMS = {  # what was seen, and how it is seen now
+    "looked": stands,
+    "listed": lambda path: listed(os.stat(path)),
+    "unlocked": _free,
+    "port": _serves,
+}
 
-def answer(arguments: Sequence[str]) -> int | None:
+
+def answer(arguments: list[str]) -> int | None:
     """Give the last answer again and return its exit status; None where the whole program must look."""
     try:
         asked = _asked(arguments)
         if asked is None:
             return None
-        root = os.path.realpath(asked.get("--root", "/"))
-        known, now = _read(root.rstrip("/") + STATE), int(time.time())
-        if not (_meant(known, asked, root) and known["at"] <= now < known["until"] and _holds(known)):
+        root, now, quiet = os.path.realpath(asked.get("--root", "/")), int(time.time()), "--unattended" in asked
+        config = os.path.abspath(asked["--config"]) if "--config" in asked else ""
+        where, at, until, folder, ended, patient, claims, text, before, after = _read(root.rstrip("/") + STATE)
+        if where != here(root, config, live=root == "/" or "--live" in asked) or not int(at) <= now < int(until):
             return None
-        quiet, (before, after) = "--unattended" in asked, known["document"]
-        ended, text = known["exit_status"], str(known["text"])
-        status: int = known["quiet_status"] if quiet else ended
-        if type(status) is not int or type(ended) is not int:
+        status, document = int(patient if quiet else ended), f"{before}{now}{after}"
+        if f"looked {stands(folder)} {folder}" not in claims.split("\n") or not all(map(_holds, claims.split("\n"))):
             return None
-        document = f"{before}{now}{after}"
-        if known["folder"] not in known["looked"]:
-            return None
-        _publish(known["folder"], document)
+        _publish(folder, document)
     except Exception:  # noqa: BLE001 - whatever is wrong, the whole program finds it again, and has the words for it
         return None
     if "--json" in asked:
         say(sys.stdout, document)
     elif not quiet or status:
-        say(sys.stderr if ended else sys.stdout, text)
+        say(sys.stderr if int(ended) else sys.stdout, text)
     return status
 
 
-def _asked(arguments: Sequence[str]) -> dict[str, str] | None:
+def _asked(arguments: list[str]) -> dict[str, str] | None:
     """Return the options of a plain `run`, None for every other command line."""
     words, asked = list(arguments), {}
     while words:
@@ -169,7 +207,7 @@ def _asked(arguments: Sequence[str]) -> dict[str, str] | None:
         name, equals, value = word.partition("=")
         if name in ("--root", "--config") or (name == "--wait" and "run" in asked):
             value = value if equals else words.pop(0)
-            if not value or value[0] == "-":
+            if not value:
                 return None
             asked[name] = value
         elif word == "--live" or (word in FLAGS and "run" in asked) or (word == "run" and word not in asked):
@@ -181,40 +219,25 @@ def _asked(arguments: Sequence[str]) -> dict[str, str] | None:
     return asked if plain and ("--root" in asked or "--live" not in asked) else None
 
 
-def _read(folder: str) -> Any:
+def _read(folder: str) -> list[str]:
     fd = os.open(f"{folder}/{PREMISES}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         found, data = os.fstat(fd), file.read(MAX_PREMISES_BYTES + 1)
     if found.st_uid != os.geteuid() or found.st_mode & 0o022 or len(data) > MAX_PREMISES_BYTES:
         raise ValueError("not ours")
-    return json.loads(data)
+    return data.decode("utf-8", "surrogateescape").split("\0")
 
 
-def here(root: str, config: str, *, live: bool) -> list[object]:
+def here(root: str, config: str, *, live: bool) -> str:
     """Return what tells one host, one tree and one program from another; `config` is "" for the usual file."""
-    program = [VERSION, __version__, stands(__file__), sys.version, ssl.OPENSSL_VERSION]
-    return [*program, root, config, live, os.geteuid(), socket.gethostname()]
+    program = [VERSION, __version__, stands(__file__), sys.version, _ssl.OPENSSL_VERSION]
+    return repr([*program, root, config, live, os.geteuid(), _socket.gethostname()])
 
 
-def _meant(known: Any, asked: dict[str, str], root: str) -> bool:
-    config = os.path.abspath(asked["--config"]) if "--config" in asked else ""
-    return bool(known["here"] == here(root, config, live=root == "/" or "--live" in asked))
-
-
-def _holds(known: Any) -> bool:
-    """Say whether everything is as it was; the port, which takes longest, at last."""
-    if any(stands(path) != was for path, was in known["looked"].items()):
-        return False
-    if any(listed(os.stat(path)) != was for path, was in known["listed"].items()):
-        return False
-    for path in known["locks"]:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            if is_locked(fd):
-                return False
-        finally:
-            os.close(fd)
-    return not known["port"] or probe(known["port"])[:2] == (known["listening"], known["served"])
+def _holds(claim: str) -> bool:
+    """Say whether a claim, of the form `KIND WORD NAME`, is true."""
+    kind, was, name = claim.split(" ", 2)
+    return bool(CLAIMS[kind](name) == was)
 
 
 def _publish(folder: str, text: str) -> None:

@@ -44,6 +44,7 @@ class Ready:
     adoptable: Optional[Generation]  # that certificate, where it is valid and no generation
     notes: Tuple[str, ...]  # what the operator should know
     turns: Tuple[int, ...]  # when each certificate that was judged, or judged by, begins and ends
+    served: bytes  # by the agent's port: the leaf, DER
     resolved: bool  # the resolver gave the host's name just now, and may give another
 
 
@@ -263,7 +264,8 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
     notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
     turns = _turns(root, config, {*certificates, *pool, *(der for one in generations for der in stored(one))})
     resolved = config.host.name == "auto" and store.journal.latch is None
-    return View(seen, policy_of(config, fqdn), Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes, turns, resolved))
+    ready = Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes, turns, answer.der, resolved)
+    return View(seen, policy_of(config, fqdn), ready)
 
 
 def _turns(root: Root, config: Config, ders: Set[bytes]) -> Tuple[int, ...]:

@@ -4,7 +4,6 @@ Whatever the run looked at, it looked at through `rootfs`, which noted it; what 
 the same are added. What can't be promised is not written: the next run looks again.
 """
 
-import json
 from dataclasses import replace
 from typing import Optional
 
@@ -22,38 +21,33 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
     """
     seen, ready = result.view.seen, result.view.found
     known = plan.rest(seen, result.view.policy, result.journal, result.budget, now)
-    if result.acts or result.failure or ready is None or ready.resolved or known is None or result.budget.refused:
-        return None
     folder = root.host_path(idle.STATUS_FOLDER)
-    if seen.process != ("running" if seen.listening else "stopped") or not _quiet(root):
+    if result.acts or result.failure or known is None or result.budget.refused or not _quiet(root):
+        return None
+    if ready and (ready.resolved or seen.process != ("running" if seen.listening else "stopped")):
         return None
     step, until = known
     facts = report.document(replace(result, step=step, acts=(), failure=None), now)
     before, after = report.as_json({**facts, "time": 0}).split('\n "time": 0')
     status = facts["exit_status"]
-    premises = {
-        "here": idle.here(root.path, config, live=root.live),
-        "at": now,
-        "until": min(until, *(moment for moment in ready.turns if moment > now)),
-        "looked": root.notes.looked,
-        "listed": root.notes.listed,
-        "locks": sorted(root.notes.locks),
-        "port": ready.agent.port if root.live else 0,
-        "listening": seen.listening,
-        "served": seen.served,
-        "folder": folder,
-        "exit_status": status,
-        "quiet_status": status if pace.needs_a_person(status, seen.held, now) else 0,
-        "text": report.as_end(facts, failed=False),
-        "document": [f'{before}\n "time": ', after],
-    }
-    return json.dumps(premises, separators=(",", ":")).encode()
+    notes, at = root.notes, min((until, *(moment for moment in (ready.turns if ready else ()) if moment > now)))
+    claims = [f"looked {was} {path}" for path, was in notes.looked.items()]
+    claims += [f"listed {was} {path}" for path, was in notes.listed.items()]
+    claims += [f"unlocked free {path}" for path in sorted(notes.unlocked)]
+    if root.live and ready:  # takes longest, so at last
+        claims.append(f"port {idle.served(listening=seen.listening, der=ready.served)} {ready.agent.port}")
+    if any("\n" in claim for claim in claims):
+        return None
+    parts = (
+        idle.here(root.path, config, live=root.live), now, at, folder, status,
+        status if pace.needs_a_person(status, seen.held, now) else 0, "\n".join(claims),
+        report.as_end(facts, failed=False), f'{before}\n "time": ', after,
+    )
+    return "\0".join(map(str, parts)).encode("utf-8", "surrogateescape")
 
 
 def _quiet(root: Root) -> bool:
     """Say whether all that was looked at, but our own state, had rested before the run began, and stood still since."""
     notes, ours = root.notes, root.host_path(idle.STATE) + "/"
-    times = [facts[-1] for path, facts in notes.looked.items() if facts and len(facts) > 6 and not path.startswith(ours)]
-    times += [times[-1] for path, times in notes.listed.items() if not path.startswith(ours)]
-    fresh = notes.since_ns // 10**9 * 10**9 - FRESH_NS
-    return None not in notes.looked.values() and max(times, default=0) < fresh
+    times = [changed for path, changed in notes.changed_ns.items() if not path.startswith(ours)]
+    return None not in notes.looked.values() and max(times, default=0) < notes.since_ns // 10**9 * 10**9 - FRESH_NS

@@ -57,18 +57,26 @@ class Entry:
 class Notes:
     """What a run has looked at, by paths of this host: all that its decision can rest on, since nobody else opens files.
 
-    `looked`: `idle.facts` of what stood there, none for nothing, None where two looks saw different things; `listed`:
-    folders whose names were read; `locks`: files that were found unlocked.
+    The words are those of `idle`. `looked`: what stood there, None where two looks saw different things; `changed_ns`: when
+    that, or the names in a folder that was read, changed last; `unlocked`: files whose locks were looked at.
     """
 
     since_ns: int = field(default_factory=time.time_ns)
-    looked: Dict[str, Optional[List[int]]] = field(default_factory=dict)
-    listed: Dict[str, List[int]] = field(default_factory=dict)
-    locks: Set[str] = field(default_factory=set)
+    looked: Dict[str, Optional[str]] = field(default_factory=dict)
+    listed: Dict[str, str] = field(default_factory=dict)
+    unlocked: Set[str] = field(default_factory=set)
+    changed_ns: Dict[str, int] = field(default_factory=dict)
 
-    def look(self, path: str, facts: List[int]) -> None:
-        """Note what stands at a path."""
-        self.looked[path] = facts if self.looked.get(path, facts) == facts else None
+    def look(self, path: str, found: Optional[os.stat_result]) -> None:
+        """Note what stands at a path, None for nothing."""
+        word = idle.facts(found) if found else ""
+        self.looked[path] = word if self.looked.get(path, word) == word else None
+        if found and not stat.S_ISDIR(found.st_mode):
+            self.changed_ns[path] = found.st_ctime_ns
+
+    def read_names(self, path: str, found: os.stat_result) -> None:
+        """Note that the names in a folder are read."""
+        self.listed[path], self.changed_ns[path] = idle.listed(found), found.st_ctime_ns
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ class Root:
 
     def _look(self, path: str, parent: int, name: str) -> Entry:
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        self.notes.look(self._outside(path), idle.facts(found))
+        self.notes.look(self._outside(path), found)
         return _entry(path, parent, name, found)
 
     def _outside(self, path: str) -> str:
@@ -231,7 +239,7 @@ class Root:
                     return _Place(folders.fd, name, entry), makers
             except (FileNotFoundError, NotADirectoryError):
                 absent = Entry(folders.path(name, *reversed(todo)), "absent")
-                self.notes.look(self._outside(absent.path), [])
+                self.notes.look(self._outside(absent.path), None)
                 return _Place(folders.fd, name, absent), makers
         return _Place(folders.fd, ".", self._look(folders.path(), folders.fd, ".")), makers
 
@@ -304,7 +312,7 @@ class Root:
             return ()
         try:
             with _explained(path):
-                self.notes.listed[self.host_path(path)] = idle.listed(os.fstat(fd))
+                self.notes.read_names(self.host_path(path), os.fstat(fd))
                 return tuple(sorted(os.listdir(fd)))
         finally:
             os.close(fd)
@@ -317,7 +325,7 @@ class Root:
             return False
         try:
             with _explained(path):
-                self.notes.locks.add(self.host_path(path))
+                self.notes.unlocked.add(self.host_path(path))
                 return idle.is_locked(fd)
         finally:
             os.close(fd)

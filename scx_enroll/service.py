@@ -5,13 +5,15 @@ a person and never believed. Path validation is OpenSSL's: the rehearsal is a ha
 """
 
 import fcntl
+import hashlib
 import os
+import socket
 import ssl
 import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Callable, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 from scx_enroll import idle
 from scx_enroll.errors import AgentNotReady, HostError
@@ -39,11 +41,12 @@ class Patience:
 
 @dataclass(frozen=True)
 class Served:
-    """What a port answers: whether somebody listens, the SHA-256 of the leaf served, or why there is none."""
+    """What a port answers: whether somebody listens, the SHA-256 of the leaf served, or why there is none; and the leaf (DER)."""
 
     listening: bool
     leaf: str = ""
     problem: str = ""
+    der: bytes = b""
 
 
 class _Encrypted(Exception):
@@ -193,7 +196,30 @@ def _reason(problem: ssl.SSLError) -> str:
 
 def probe(port: int) -> Served:
     """Look at what this host's port serves."""
-    return Served(*idle.probe(port))
+    listening, der, problem = idle.probe(port, _shake)
+    return Served(listening, hashlib.sha256(der).hexdigest() if der else "", problem, der)
+
+
+def _shake(plain: Any) -> Optional[bytes]:
+    """Do a handshake and close it; return the leaf.
+
+    Old protocols and ciphers are allowed, because it looks and does not trust. The server never answers close_notify, so the
+    end of `unwrap` is an error that means nothing; without it the agent's log gets one.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with suppress(ssl.SSLError, ValueError):
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        context.set_ciphers("ALL:@SECLEVEL=0")
+    with socket.socket(plain.family, plain.type, fileno=plain.detach()) as held:
+        held.settimeout(idle.CONNECT_S)
+        with context.wrap_socket(held) as connection:
+            der = connection.getpeercert(binary_form=True)
+            with suppress(OSError, ValueError):
+                connection.settimeout(idle.CLOSE_S)
+                connection.unwrap()
+    return der
 
 
 def await_leaf(

@@ -918,7 +918,7 @@ def rests(seen, policy, journal, budget, wish):
     if found is None:
         return
     assert found[0] == step
-    assert step.action in plan.WAITING and step.row not in ("L2", "L3")
+    assert step.action in plan.WAITING and step.row != "L3"
     until = found[1]
     assert NOW < until <= NOW + DAY_S
     assert needs_a_person(step.status, seen.held, NOW) == needs_a_person(step.status, seen.held, until - 1)
@@ -935,14 +935,15 @@ def test_a_host_where_all_is_well_rests_for_a_day():
     waiting = Journal(request=SENT)
     assert plan.rest(EMPTY, POLICY, waiting, Budget(), NOW) == (at(EMPTY, waiting), NOW + 60)
     assert plan.rest(GOOD, POLICY, Journal(hold="change freeze"), Budget(), NOW)[1] == NOW + DAY_S
+    assert plan.rest(Observed(blocked="no agent"), POLICY, Journal(), Budget(), NOW)[1] == NOW + DAY_S
     assert plan.rest(GOOD, POLICY, Journal(), restarts(1, age=DAY_S - 50), NOW)[1] == NOW + 50, "a figure of the status changes"
     ending = replace(NEW, not_before=NOW - 900 * DAY_S, not_after=NOW + 500, mismatches=("dates: ...",))
     assert plan.rest(replace(GOOD, held=(NEW, ending)), POLICY, Journal(), Budget(), NOW)[1] == NOW + 500
 
 
-@pytest.mark.parametrize("seen", [EMPTY, replace(GOOD, blocked="no agent"), replace(GOOD, busy="dpkg"), replace(GOOD, changed_at=NOW - 5)])
+@pytest.mark.parametrize("seen", [EMPTY, replace(GOOD, busy="dpkg"), replace(GOOD, changed_at=NOW - 5)])
 def test_a_host_that_does_not_rest(seen):
-    """There is something to do, there is no agent, or others are at work: the next run must look."""
+    """There is something to do, or others are at work: the next run must look."""
     assert plan.rest(seen, POLICY, Journal(), Budget(), NOW) is None
     assert plan.rest(GOOD, POLICY, Journal(), restarts(1, age=-60), NOW) is None, "a clock was wrong"
 

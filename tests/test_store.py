@@ -182,7 +182,7 @@ def test_the_callers_umask_opens_or_closes_a_file(tree, umask):
         os.umask(before)
     folder = f"{STATE}/generations/{1:016x}"
     wanted = {
-        STATE: 0o700, f"{STATE}/journal.json": 0o600, f"{STATE}/budget.json": 0o600, f"{STATE}/lock": 0o600, f"{STATE}/premises.json": 0o600,
+        STATE: 0o700, f"{STATE}/journal.json": 0o600, f"{STATE}/budget.json": 0o600, f"{STATE}/lock": 0o600, f"{STATE}/premises": 0o600,
         f"{STATE}/generations": 0o700, folder: 0o700, f"{folder}/cert.pem": 0o600, f"{folder}/chain.pem": 0o600,
         f"{folder}/meta.json": 0o600, f"{STATE}/original": 0o700, f"{STATE}/original/{'a' * 64}.pem": 0o600, f"{STATE}/pages": 0o700,
         f"{STATE}/pages/7.html": 0o600, STATUS: 0o644, f"{SSL}/scx-enroll-{ID}-1.pem": 0o444, f"{SSL}/.omi_cert_marker": 0o644,

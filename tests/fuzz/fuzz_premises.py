@@ -6,7 +6,6 @@ python -m tests.fuzz.fuzz_premises [SECONDS]
 import base64
 import contextlib
 import io
-import json
 import random
 import sys
 import tempfile
@@ -16,24 +15,25 @@ from pathlib import Path
 from scx_enroll import idle
 
 STATUS = "run/scx-enroll"
-WORDS = (b"null", b"true", b"-1", b"1e999", b"[]", b"{}", b'""', b'"/"', b'"\\udc80"', b"[[[[", b"99999999999999999999", b"NaN")
+WORDS = (b"\0", b"\n", b" ", b"looked ", b"listed ", b"unlocked ", b"port ", b"/", b"-1", b"9" * 5000, b"\xff", b"[]")
 
 
 def good(base: Path) -> bytes:
     """Return premises that hold in the tree `base`, whose folders are made."""
-    for folder in ("var/lib/scx-enroll", "run/scx-enroll"):
+    for folder in ("var/lib/scx-enroll", STATUS):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    return json.dumps({
-        "here": idle.here(str(base), "", live=False), "at": 0, "until": 10**10, "looked": {str(base / STATUS): idle.stands(str(base / STATUS))},
-        "listed": {}, "locks": [], "port": 0, "listening": False, "served": "", "folder": str(base / STATUS), "exit_status": 0,
-        "quiet_status": 0, "text": "nothing to do\n", "document": ['{\n "time": ', "\n}\n"],
-    }).encode()
+    folder = str(base / STATUS)
+    parts = (
+        idle.here(str(base), "", live=False), 0, 10**10, folder, 0, 0, f"looked {idle.stands(folder)} {folder}\nunlocked free {__file__}",
+        "nothing to do\n", '{\n "time": ', "\n}\n",
+    )
+    return "\0".join(map(str, parts)).encode()
 
 
 def one(base: Path, data: bytes) -> None:
     """Answer a run: a status or a miss, and the status file is whole; nothing beside it is written."""
     good(base)
-    path = base / "var/lib/scx-enroll/premises.json"
+    path = base / "var/lib/scx-enroll/premises"
     path.write_bytes(data)
     path.chmod(0o600)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -43,7 +43,7 @@ def one(base: Path, data: bytes) -> None:
 
 
 def mutated(chance: random.Random, seed: bytes) -> bytes:
-    """Return the seed with a few pieces changed, cut, doubled or replaced by a word of JSON."""
+    """Return the seed with a few pieces changed, cut, doubled or replaced by a word of theirs."""
     data = bytearray(seed)
     for _ in range(chance.randint(1, 4)):
         begin = chance.randrange(len(data) + 1)
