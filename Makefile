@@ -14,7 +14,7 @@ $(shell [ ! -e $(ENV) ] || { $(ENV)/bin/python -c '' && grep -qF '$(CURDIR)/$(EN
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test fast slow lint matrix bench load clean
+.PHONY: help demo test fast slow lint matrix bench load fleet clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ bench: $(ENV)/.package ## what a run costs, against a bare Python, certbot, cert
 
 load: $(ENV)/.package ## a few hundred hosts at one CA at once; HOSTS=300
 	$(PY) -m tests.load $(if $(HOSTS),--hosts $(HOSTS))
+
+fleet: $(ENV)/.package ## simulate 100,000 hosts in every scenario, for half an hour; writes docs/fleet.md and its picture
+	$(PY) -m tests.fleet --write
 
 clean: ## remove the environments, the caches and what building left
 	rm -rf --one-file-system .venv .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ from tests.lab.agent import LabHost
 from tests.lab.authority import pkcs7
 from tests.lab.ca import LabCA
 
-PAGES = ("README.md", "CHANGELOG.md", "docs/bench.md", "docs/decisions.md", "docs/exit-status.md", "docs/state.md", "docs/status.md", "packaging/README.md")
+PAGES = ("README.md", "CHANGELOG.md", "docs/bench.md", "docs/decisions.md", "docs/exit-status.md", "docs/fleet.md", "docs/state.md", "docs/status.md", "packaging/README.md")
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "scx-enroll")
 USER = "CORP\\svc-scx-enroll"
 HOST, DOMAIN = "lin01", "corp.example"
