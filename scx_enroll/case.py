@@ -4,6 +4,7 @@ Pure; times are whole seconds since the epoch, handed in.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Optional, Tuple, Union
 
 from scx_enroll.journal import RESTARTS_PER_DAY, RESTARTS_PER_HOUR, Backoff, Budget, Journal, Skip
@@ -75,7 +76,7 @@ class Case:
     now: int
     wish: Wish
 
-    @property
+    @cached_property
     def valid(self) -> Tuple[Held, ...]:
         """Newest issue first; among equals the one obtained last."""
         fit = [held for held in self.seen.held if not held.mismatches]
@@ -98,7 +99,7 @@ class Case:
         fresh = until is None or failure.at <= self.now < until  # one of the future was written by a wrong clock
         return fresh and (failure.inputs == self.seen.inputs or bool(getattr(failure, "secret", "")))
 
-    @property
+    @cached_property
     def best(self) -> Optional[Held]:
         """The certificate that is to be in service."""
         return next((held for held in self.valid if not self.skip(held)), None)

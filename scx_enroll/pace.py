@@ -111,19 +111,24 @@ def until_of(failure: Union[Backoff, Skip], expires: int = 0) -> Optional[int]:
     return failure.at + int(min(first * 2 ** min(max(failure.failures - 1, 0), 30), longest))
 
 
+def _elsewhere(share: int) -> int:
+    """Return another place of the same host: with the one that it has in the cycle, spreads would fold into each other."""
+    return (share << 8) % SHARES
+
+
 def repeat_at(request: Request, share: int) -> int:
     """Return when the CSR of a doubtful request may be sent again: each host at its own time."""
-    return request.next + REPEAT_SPREAD_S * share // SHARES
+    return request.next + REPEAT_SPREAD_S * _elsewhere(share) // SHARES
 
 
 def doubt_ends(request: Request, share: int) -> int:
     """Return when a doubtful request is given up."""
-    return request.since + DOUBT_S + DOUBT_S * share // SHARES
+    return request.since + DOUBT_S + DOUBT_S * _elsewhere(share) // SHARES
 
 
 def first_question(obtained: int, share: int) -> int:
     """Return when a CA is first asked whether a new certificate was revoked: a fleet asks spread over a week."""
-    return obtained + WEEK_S // 2 + WEEK_S * share // SHARES
+    return obtained + WEEK_S // 2 + WEEK_S * _elsewhere(share) // SHARES
 
 
 def poll_after(age_s: int) -> int:

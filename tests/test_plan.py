@@ -964,14 +964,14 @@ def test_until_ends_with_the_day_of_a_doubtful_request():
 
 def test_a_fleet_whose_answers_were_lost_in_one_hour():
     """C2: a CA that drowned would drown again: the repeats are spread over four hours, the new requests over a day, by the host's share."""
-    for share in (0, pace.SHARES // 2, pace.SHARES - 1):
+    for share in (0, 1 << 23, (1 << 24) - 1):  # the other place of these is 256 times as far
         seen, doubt = replace(EMPTY, share=share), Journal(request=replace(DOUBT, since=NOW - 900, next=NOW))
-        wait = pace.REPEAT_SPREAD_S * share // pace.SHARES
+        wait = pace.REPEAT_SPREAD_S * 256 * share // pace.SHARES
         assert at(seen, doubt, now=NOW + wait).action == "repeat"
         if share:
             assert at(seen, doubt).until == NOW + wait
             assert at(seen, doubt, now=NOW + wait - 1).action == "wait"
-        twice, ends = Journal(request=replace(doubt.request, tries=2)), NOW - 900 + DAY_S + DAY_S * share // pace.SHARES
+        twice, ends = Journal(request=replace(doubt.request, tries=2)), NOW - 900 + DAY_S + DAY_S * 256 * share // pace.SHARES
         assert at(seen, twice).until == ends
         assert (at(seen, twice, now=ends - 1).action, at(seen, twice, now=ends).action) == ("wait", "abandon")
 
