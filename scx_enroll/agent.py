@@ -305,5 +305,8 @@ def _packagers(root: Root) -> Iterator[str]:
     for name, paths in locks.items():
         if any(root.is_locked(path) for path in paths):
             yield name
-    if root.live and _is_running(_contents(root, "/run/zypp.pid", MAX_PID_BYTES) or b""):
+    pid = _contents(root, "/run/zypp.pid", MAX_PID_BYTES) if root.live else None
+    if _is_running(pid or b""):
         yield "zypp"
+    elif pid and pid.strip().isdigit():
+        root.notes.ended.add(int(pid))

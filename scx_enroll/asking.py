@@ -93,10 +93,10 @@ def _doubtful(case: Case) -> Optional[Step]:
         return None
     unwanted = _unwanted(case)
     if unwanted:
-        return Step("C2", "abandon", f"the doubtful request is abandoned: {unwanted}")
+        return Step("C2", "abandon", f"the doubtful request at {request.ca} is abandoned: {unwanted}")
     ends = doubt_ends(request, case.seen.share)
     if not request.since - DOUBT_S <= case.now < ends:
-        return Step("C2", "abandon", "the doubtful request is abandoned after a day or two")
+        return Step("C2", "abandon", f"the doubtful request at {request.ca} is abandoned, one to two days after it was first sent")
     again = min(repeat_at(request, case.seen.share), ends) if request.tries < MAX_POSTS_PER_CSR and not request.answered else ends
     if case.now < again:
         reason = f"it is doubtful whether {request.ca} stored a request: {request.why}"
@@ -157,9 +157,9 @@ def _needed(case: Case) -> Optional[Step]:
             return replace(step, ca=ca)
         waits.append(backoff)
     untils = [until for until in map(case.until, waits) if until is not None]
-    first = waits[0]
-    until = min(untils, default=None)
-    return Step("C4", "wait", first.message, until=until, status=first.status, hint=first.hint)
+    first, until = waits[0], min(untils, default=None)
+    hint = first.hint if until is None or "scx-enroll run" in first.hint else f"{first.hint}; then: scx-enroll run --now"
+    return Step("C4", "wait", first.message, until=until, status=first.status, hint=hint)
 
 
 def _lacks_a_root(held: Held) -> bool:

@@ -90,8 +90,8 @@ class Case:
         return None
 
     def until(self, failure: Union[Backoff, Skip]) -> Optional[int]:
-        """Return when a failure is forgotten by itself, None for never. A CA is asked again the later, the longer there is time."""
-        return until_of(failure, expiry(self.seen.held) if isinstance(failure, Backoff) else 0)
+        """Return when a failure is forgotten by itself, None for never."""
+        return until_of(failure, expiry(self.seen.held))
 
     def waits(self, failure: Union[Backoff, Skip]) -> bool:
         """Whether a failure still keeps us from trying again."""

@@ -145,9 +145,9 @@ class _Call:
         from scx_enroll import premises
 
         config = os.path.abspath(self.options.config) if self.options.config else ""
-        known = premises.of(self.root, config, result, self.tools.clock())
-        if known:
-            with suppress(HostError):  # the next run looks again
+        with suppress(Exception):  # the run has ended and said so; the next one looks again
+            known = premises.of(self.root, config, result, self.tools.clock())
+            if known:
                 self.tools.store(self.root).save_premises(known)
 
     def _check_adopt(self) -> None:

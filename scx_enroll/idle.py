@@ -65,9 +65,9 @@ def say(stream: Any, text: str) -> None:
 
 def facts(found: os.stat_result) -> str:
     """Return what of a name's state can't change unnoticed; a folder's times also tell of what does not matter, so not they."""
-    kept = [stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, found.st_dev, found.st_ino]
+    kept = [found.st_mode, found.st_uid, found.st_gid, found.st_dev, found.st_ino]
     if not stat.S_ISDIR(found.st_mode):
-        kept += [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+        kept.append(found.st_ctime_ns)  # of every change to content, owner or mode; it can't be set
     return ",".join(map(str, kept))
 
 
@@ -81,7 +81,7 @@ def stands(path: str) -> str:
 
 def listed(found: os.stat_result) -> str:
     """Return what changes with every name that comes to a folder, or goes."""
-    return f"{found.st_mtime_ns},{found.st_ctime_ns}"
+    return str(found.st_ctime_ns)
 
 
 def is_locked(fd: int) -> bool:
@@ -92,6 +92,14 @@ def is_locked(fd: int) -> bool:
     # struct flock with 64-bit offsets, as Python builds it: type, whence, start, length, pid
     answer = fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
     return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+
+
+def _ended(pid: str) -> str:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return "ended"
+    return ""
 
 
 def _free(path: str) -> str:
@@ -171,6 +179,7 @@ CLAIMS = {  # what was seen, and how it is seen now
     "looked": stands,
     "listed": lambda path: listed(os.stat(path)),
     "unlocked": _free,
+    "process": _ended,
     "port": _serves,
 }
 
@@ -187,9 +196,8 @@ def answer(arguments: list[str]) -> int | None:
         if where != here(root, config, live=root == "/" or "--live" in asked) or not int(at) <= now < int(until):
             return None
         status, document = int(patient if quiet else ended), f"{before}{now}{after}"
-        if f"looked {stands(folder)} {folder}" not in claims.split("\n") or not all(map(_holds, claims.split("\n"))):
+        if not all(map(_holds, claims.split("\n"))) or not _publish(folder, document, claims.split("\n")):
             return None
-        _publish(folder, document)
     except Exception:  # noqa: BLE001 - whatever is wrong, the whole program finds it again, and has the words for it
         return None
     if "--json" in asked:
@@ -220,9 +228,10 @@ def _asked(arguments: list[str]) -> dict[str, str] | None:
 
 
 def _read(folder: str) -> list[str]:
-    fd = os.open(f"{folder}/{PREMISES}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(f"{folder}/{PREMISES}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb") as file:
-        found, data = os.fstat(fd), file.read(MAX_PREMISES_BYTES + 1)
+        found = os.fstat(fd)
+        data = file.read(MAX_PREMISES_BYTES + 1) if stat.S_ISREG(found.st_mode) else b""
     if found.st_uid != os.geteuid() or found.st_mode & 0o022 or len(data) > MAX_PREMISES_BYTES:
         raise ValueError("not ours")
     return data.decode("utf-8", "surrogateescape").split("\0")
@@ -231,7 +240,7 @@ def _read(folder: str) -> list[str]:
 def here(root: str, config: str, *, live: bool) -> str:
     """Return what tells one host, one tree and one program from another; `config` is "" for the usual file."""
     program = [VERSION, __version__, stands(__file__), sys.version, _ssl.OPENSSL_VERSION]
-    return repr([*program, root, config, live, os.geteuid(), _socket.gethostname()])
+    return repr([*program, root, config, live, _socket.gethostname()])
 
 
 def _holds(claim: str) -> bool:
@@ -240,15 +249,22 @@ def _holds(claim: str) -> bool:
     return bool(CLAIMS[kind](name) == was)
 
 
-def _publish(folder: str, text: str) -> None:
-    """Replace the status that anyone may read, as the whole run does."""
-    temporary = f"{folder}/.scx-enroll.{os.urandom(8).hex()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _publish(folder: str, text: str, claims: list[str]) -> bool:
+    """Replace the status that anyone may read, as the whole run does; False where its folder is not the one that was looked at."""
+    inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        with open(fd, "wb") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-            os.fchmod(fd, 0o644)
-        os.rename(temporary, f"{folder}/{STATUS_NAME}")
-    except OSError:
-        os.unlink(temporary)
-        raise
+        if f"looked {facts(os.fstat(inside))} {folder}" not in claims:
+            return False
+        temporary = f".scx-enroll.{os.urandom(8).hex()}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=inside)
+        try:
+            with open(fd, "wb") as file:
+                file.write(text.encode("utf-8", "backslashreplace"))
+                os.fchmod(fd, 0o644)
+            os.rename(temporary, STATUS_NAME, src_dir_fd=inside, dst_dir_fd=inside)
+        except OSError:
+            os.unlink(temporary, dir_fd=inside)
+            raise
+    finally:
+        os.close(inside)
+    return True

@@ -178,7 +178,7 @@ class Origin:
     ca: str = ""  # server
     request_id: Optional[int] = None
     obtained: int = 0
-    due: int = 0  # when the renewal that brought it was planned, 0 where none was
+    due: int = 0  # when the renewal that brought it was planned, 0 where none was; -n: 0.1.0 spread the next one over a part in n
     how: str = "issued"  # "issued" | "adopted" | "file"
     number: int = 0  # the how-manieth of this host; set by the store
 
@@ -271,8 +271,8 @@ def from_json(kind: Type[T], data: bytes, name: str) -> T:
             raise ValueError(f"version {raw.get('version')!r}")
         if kind is Journal and raw.pop("salt", None):  # 0.1.0 kept refused passwords here; each is tried once more
             raw["backoffs"] = [backoff for backoff in raw["backoffs"] if not backoff["secret"]]
-        if kind is Origin:  # 0.1.0 noted the first one, which is now told by its having no `due`
-            raw.pop("first", None)
+        if kind is Origin and "first" in raw:  # 0.1.0, whose plan stays in force for what it obtained
+            raw["due"] = -3 if raw.pop("first") else -10
         value: T = _build(kind, raw)
         if isinstance(value, Journal):
             _check_states(value)

@@ -263,6 +263,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
     )
     notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
     turns = _turns(root, config, {*certificates, *pool, *(der for one in generations for der in stored(one))})
+    turns += tuple(contact.ends - _lifetime_s(one) for contact in store.journal.contacts for one in generations)  # _ca_notes
     resolved = config.host.name == "auto" and store.journal.latch is None
     ready = Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes, turns, answer.der, resolved)
     return View(seen, policy_of(config, fqdn), ready)

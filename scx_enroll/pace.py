@@ -18,6 +18,7 @@ BACKOFF_S = {"soon": (5 * 60, 2 * HOUR_S), "later": (HOUR_S, DAY_S)}  # first an
 # While a valid certificate is held: at most this part of the time that it has left, and at most so long. Hosts that came due
 # in an outage of three days come back over four, not in an hour.
 CALM = ((16, DAY_S), (3, 4 * DAY_S))  # after the first failure, after each later one
+OF_THIS_HOST = (3, 9, 12)  # statuses of failures that are mended here: configuration, rollback, clock or disk
 PATIENT_STATUSES = (4, 5, 7, 11)  # what a run that only waits ends with
 LEAST_PART = 20  # a twentieth of a certificate's life has passed before a new one is asked for
 LAST_PART = 0.1  # of a certificate's lifetime: waiting needs a person then
@@ -32,7 +33,7 @@ class Held:
     leaf: str  # SHA-256
     not_before: int
     not_after: int
-    due: int = 0  # when the renewal that brought it was planned, 0 where none was: the first, a new key, on demand
+    due: int = 0  # when the renewal that brought it was planned, 0 where none was: the first, a new key, on demand; -n as in Origin
     number: int = 0  # the how-manieth that was obtained
     obtained: int = 0
     mismatches: Tuple[str, ...] = ()
@@ -67,6 +68,8 @@ def due(held: Held, policy: Policy, share: int) -> int:
     # A CA near its end, or a very short template, gives certificates that are born past that point: never ask in a loop.
     earliest = start + (held.not_after - start) // LEAST_PART
     planned = min(held.due + _part(lifetime, policy.at) - reserve, latest)
+    if held.due < 0:  # or a fleet that upgrades would have half of its renewals behind it
+        planned = latest - lifetime * share // SHARES // -held.due
     if held.due and planned >= earliest:
         return planned
     if latest <= earliest:  # adopted late
@@ -100,12 +103,15 @@ def expiry(held: Tuple[Held, ...]) -> int:
 
 
 def until_of(failure: Union[Backoff, Skip], expires: int = 0) -> Optional[int]:
-    """Return when a failure is forgotten by itself, None for never. `expires`: when what is validly held does, 0 for nothing."""
+    """Return when a failure is forgotten by itself, None for never. `expires`: when what is validly held does, 0 for nothing.
+
+    A CA is asked again the later, the longer there is time; what was wrong with this host is looked at again soon.
+    """
     if failure.retry not in BACKOFF_S:
         return None
     first, longest = BACKOFF_S[failure.retry]
     left = expires - failure.at
-    if left > 0:
+    if left > 0 and failure.status not in OF_THIS_HOST:
         part, most = CALM[min(max(failure.failures, 1), len(CALM)) - 1]
         return failure.at + max(min(left // part, most), first)
     return failure.at + int(min(first * 2 ** min(max(failure.failures - 1, 0), 30), longest))

@@ -125,7 +125,7 @@ def rest(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: 
     times = [*(s.at for s in budget.submissions), *budget.restarts]
     if step.action not in WAITING or step.row == "L3" or any(at > now for at in times):
         return None
-    moments = [now + DAY_S, step.until, runs_out_at(seen.held), journal.question, journal.request.since, journal.request.next]
+    moments = [now + DAY_S, step.until, runs_out_at(seen.held), journal.request.next]
     moments += [moment for held in seen.held for moment in (held.not_before, held.not_after, held.obtained)]
     moments += [at + DAY_S for at in times]  # what the day was spent on is told
     moments += [*(backoff.at for backoff in journal.backoffs), *(skip.at for skip in journal.skipped)]

@@ -34,6 +34,7 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
     claims = [f"looked {was} {path}" for path, was in notes.looked.items()]
     claims += [f"listed {was} {path}" for path, was in notes.listed.items()]
     claims += [f"unlocked free {path}" for path in sorted(notes.unlocked)]
+    claims += [f"process ended {pid}" for pid in notes.ended]
     if root.live and ready:  # takes longest, so at last
         claims.append(f"port {idle.served(listening=seen.listening, der=ready.served)} {ready.agent.port}")
     if any("\n" in claim for claim in claims):

@@ -181,7 +181,8 @@ def as_status(facts: Mapping[str, Any]) -> str:
     rows += [["CA", f"{ca['server']}, {when(ca['time'])}: {ca['message']}"] for ca in facts["cas"]]
     for w in facts["waiting_for"]:
         until = when(w["until"]) if w["until"] else "the configuration, the key or the password changes"
-        rows.append(["waiting", f"{w['ca'] or 'any CA'}: {w['message']}; until {until}"])
+        told = w["message"] if w["ca"] and w["message"].startswith(w["ca"]) else f"{w['ca'] or 'any CA'}: {w['message']}"
+        rows.append(["waiting", f"{told}; until {until}"])
     if facts["hold"]:
         rows.append(["hold", facts["hold"]])
     budget = facts["budget"]

@@ -94,6 +94,8 @@ def load_key(pem: bytes) -> PrivateKey:
         raise AgentNotReady("the agent's key is encrypted, which the agent can't read", "make a new key: scxsslconfig -f")
     try:
         key: Any = _load_unchecked(found[0] + b"\n")
+        if isinstance(key, rsa.RSAPrivateKey):
+            key.public_key().public_numbers().public_key()  # numbers that make no public key
     except (ValueError, TypeError, UnsupportedAlgorithm) as problem:
         raise AgentNotReady("the agent's key can't be read", "make a new key: scxsslconfig -f") from problem
     if isinstance(key, rsa.RSAPrivateKey) or (isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in CURVES):
@@ -212,14 +214,19 @@ def build_csr(spec: RequestSpec, key: PrivateKey) -> bytes:
         decipher_only=False,
     )
     names = [x509.DNSName(name) for name in spec.dns_names]
-    made = (
+    builder = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, spec.fqdn)]))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(usage, critical=True)
-        .sign(key, algorithm)
     )
-    if not made.is_signature_valid:
-        raise AgentNotReady("the agent's key is damaged: what it signs does not verify", "make a new key: scxsslconfig -f")
+    damaged = AgentNotReady("the agent's key is damaged: what it signs does not verify", "make a new key: scxsslconfig -f")
+    try:
+        made = builder.sign(key, algorithm)
+        good = made.is_signature_valid
+    except Exception as problem:  # whatever OpenSSL and cryptography make of such numbers
+        raise damaged from problem
+    if not good:
+        raise damaged
     return made.public_bytes(Encoding.PEM)

@@ -58,13 +58,15 @@ class Notes:
     """What a run has looked at, by paths of this host: all that its decision can rest on, since nobody else opens files.
 
     The words are those of `idle`. `looked`: what stood there, None where two looks saw different things; `changed_ns`: when
-    that, or the names in a folder that was read, changed last; `unlocked`: files whose locks were looked at.
+    that, or the names in a folder that was read, changed last; `unlocked`: files whose locks were looked at; `ended`: processes
+    that files name and that were gone.
     """
 
     since_ns: int = field(default_factory=time.time_ns)
     looked: Dict[str, Optional[str]] = field(default_factory=dict)
     listed: Dict[str, str] = field(default_factory=dict)
     unlocked: Set[str] = field(default_factory=set)
+    ended: Set[int] = field(default_factory=set)
     changed_ns: Dict[str, int] = field(default_factory=dict)
 
     def look(self, path: str, found: Optional[os.stat_result]) -> None:
@@ -237,9 +239,10 @@ class Root:
                     folders.enter(name)
                 else:
                     return _Place(folders.fd, name, entry), makers
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError) as missing:
                 absent = Entry(folders.path(name, *reversed(todo)), "absent")
-                self.notes.look(self._outside(absent.path), None)
+                if isinstance(missing, FileNotFoundError):  # what is no folder was noted when it was looked at
+                    self.notes.look(self._outside(folders.path(name)), None)
                 return _Place(folders.fd, name, absent), makers
         return _Place(folders.fd, ".", self._look(folders.path(), folders.fd, ".")), makers
 

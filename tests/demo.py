@@ -288,7 +288,7 @@ def _nothing_to_do(host):
 
 
 def _renewal(host):
-    step("5. Renewal", "It comes by itself after two thirds of the lifetime. Here the operator asks for it now.")
+    step("5. Renewal", "It comes by itself before two thirds of the lifetime are over, at the host's own time. Here the operator asks for it now.")
     before = host.served()
     enroll(host, "run", "--renew")
     after, _ = look(host)

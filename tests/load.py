@@ -39,7 +39,7 @@ LATER = ((4 * 3600 + 16 * 60, True), (9 * 3600, False), (50 * 3600, False))
 # What the program starts with, its clock ahead.
 PROGRAM = (
     "import sys, time; ahead, real = int(sys.argv.pop(1)), time.time; time.time = lambda: real() + ahead;"
-    " from scx_enroll.cli import main; sys.exit(main())"
+    " from scx_enroll.__main__ import main; sys.exit(main())"
 )
 # Opening the pipe waits for the other end. These processes stand for machines of their own: what they take is not taken from the CA.
 START = ': <"$1"; shift; exec nice -n 10 "$@"'
@@ -235,12 +235,16 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--hosts", type=int, default=HOSTS, help="how many (default: %(default)s; each takes 40 MB while it runs)")
     parser.add_argument("--json", action="store_true", help="figures as JSON")
     given = parser.parse_args(arguments)
+    if given.hosts < 1:
+        parser.error("--hosts is at least 1")
     wrong = False
     with tempfile.TemporaryDirectory(prefix="scx-load-") as folder:
         for name, faults in (("a CA that behaves", False), ("a CA that loses answers", True)):
             found = load(name, os.path.join(folder, str(faults)), given.hosts, faults=faults)
             print(json.dumps(vars(found)) if given.json else found.told(), flush=True)
             wrong = wrong or bool(found.problems)
+    if not given.json:
+        print("not as it should be" if wrong else "as it should be: nothing lost, one certificate for each host, none in vain beyond lost answers and the budget")
     return int(wrong)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import json
 import os
@@ -15,12 +16,17 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import scx_enroll
 from scx_enroll import cli, enroll, idle, premises, report
 from scx_enroll.enroll import Options
+from scx_enroll.rootfs import Root
 from tests.lab.agent import LabHost
 from tests.lab.ca import LabCA
 from tests.scene import Scene
@@ -258,6 +264,8 @@ MISSES: Dict[str, Callable[[Scene], Any]] = {
     "key deleted": lambda s: below(s, s.host.key).unlink(),
     "key unreadable": lambda s: below(s, s.host.key).chmod(0),
     "a stray in the agent's folder": lambda s: below(s, s.host.certificate).with_name(".scx-enroll.0123456789abcdef").touch(),
+    "folder of the key belongs to another": lambda s: os.chown(below(s, s.host.key).parent, 991, 990),
+    "folder of the key of another group": lambda s: os.chown(below(s, s.host.key).parent, -1, 991),
     "folder of the key open to others": lambda s: below(s, s.host.key).parent.chmod(0o777),
     "agent's configuration edited": lambda s: in_place(below(s, s.host.conf)),
     "agent gone": lambda s: below(s, "/opt/omi/bin/omiserver").unlink(),
@@ -275,6 +283,7 @@ MISSES: Dict[str, Callable[[Scene], Any]] = {
     "premises written by others": lambda s: (s.state / "premises").chmod(0o622),
     "premises behind a link": lambda s: ((s.state / "premises").rename(s.state / "x"), (s.state / "premises").symlink_to("x")),
     "premises cut": lambda s: os.truncate(s.state / "premises", 3000),
+    "premises that never end": lambda s: ((s.state / "premises").unlink(), os.mkfifo(s.state / "premises", 0o600)),
     "premises empty": lambda s: os.truncate(s.state / "premises", 0),
     "premises endless": lambda s: os.truncate(s.state / "premises", idle.MAX_PREMISES_BYTES + 1),
     "a time that has come": lambda s: rewrite(s, until=int(time.time())),
@@ -289,7 +298,7 @@ MISSES: Dict[str, Callable[[Scene], Any]] = {
     "a claim of a kind that is not known": lambda s: claim(s, "looked ", "felt "),
     "a status folder that was not looked at": lambda s: rewrite(s, folder=s.host.root),
 }
-NEEDS_ROOT = {"certificate belongs to another", "premises of another"}
+NEEDS_ROOT = {change for change in MISSES if "another" in change and ("belongs" in change or " of another" in change)}
 
 
 @pytest.mark.slow
@@ -470,7 +479,7 @@ def test_a_status_that_can_not_be_replaced(scene: Scene, monkeypatch: pytest.Mon
     """The whole program looks, and says so; what was begun is taken away again."""
     assert whole(scene) == 0
 
-    def full(*_arguments: object) -> None:
+    def full(*_arguments: object, **_named: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
@@ -478,6 +487,110 @@ def test_a_status_that_can_not_be_replaced(scene: Scene, monkeypatch: pytest.Mon
         assert answer(scene) is None
     assert os.listdir(below(scene, "/run/scx-enroll")) == ["status.json"]
     assert answer(scene) == 0
+
+
+@pytest.mark.slow
+def test_premises_that_outlive_a_certificate_at_hand(scene: Scene, capsys: Any) -> None:
+    """What it was judged by may end before it: an intermediate, a root, one that issuer-trust holds beside."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.timezone.utc)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ends soon")])
+    soon = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(hours=1)).sign(key, hashes.SHA256())
+    )
+    scene.write("ca0.pem", Path(scene.cas[0].issuer_trust).read_bytes() + soon.public_bytes(serialization.Encoding.PEM))
+    assert whole(scene) == 0
+    assert int(premises_of(scene)["until"]) - time.time() < 3601
+
+
+@pytest.mark.slow
+def test_premises_of_an_agent_that_is_not_what_it_seems(scene: Scene, capsys: Any) -> None:
+    """It listens and has no pid file: what runs there may change without a trace."""
+    below(scene, "/var/opt/omi/run/omiserver.pid").unlink()
+    assert whole(scene) == 0
+    assert not (scene.state / "premises").exists()
+
+
+@pytest.mark.slow
+def test_a_refusal_is_swallowed(tmp_path: Path, ca: LabCA, capsys: Any) -> None:
+    """What a person must mend fails each hour for the timer, too, idle or not."""
+    ca.switches.update({"mode": "deny", "deny_hresult": 0x80094800})
+    with LabHost(tmp_path / "host", key="ec:secp256r1") as host:
+        host.start()
+        scene = Scene(host, [ca])
+        assert scene.run().status == 6
+        assert whole(scene) == 6
+        told = capsys.readouterr()
+        assert (answer(scene, "--unattended"), capsys.readouterr()) == (6, told)
+
+
+@pytest.mark.slow
+def test_an_absolute_link_leads_out_of_a_tree(scene: Scene, capsys: Any) -> None:
+    """In a tree without the agent's folder a link comes up: it is followed inside, as the whole program does, so it is a change."""
+    opt, srv = Path(scene.host.root, "opt"), Path(scene.host.root, "srv/agent")
+    srv.parent.mkdir()
+    opt.rename(srv)
+    assert whole(scene) == 4
+    assert answer(scene) == 4
+    opt.symlink_to("/srv/agent")
+    assert answer(scene) is None
+
+
+@pytest.mark.slow
+def test_a_status_folder_that_is_exchanged_meanwhile(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Between the check and the file the tree's owner puts a link in its place: nothing is written where it leads."""
+    assert whole(scene) == 0
+    folder, kept = below(scene, "/run/scx-enroll"), tmp_path / "elsewhere"
+    kept.mkdir()
+    holds = idle._holds
+
+    def exchanging(claim: str) -> bool:
+        held = holds(claim)
+        if claim.startswith("port ") and not folder.is_symlink():
+            folder.rename(folder.with_name("moved"))
+            folder.symlink_to(kept)
+        return held
+
+    monkeypatch.setattr(idle, "_holds", exchanging)
+    assert answer(scene) is None
+    folder.unlink()
+    shutil.copytree(folder.with_name("moved"), folder)
+    monkeypatch.setattr(idle, "_holds", holds)
+    assert answer(scene) is None, "another folder of the same name"
+    assert os.listdir(kept) == []
+
+
+@pytest.mark.slow
+def test_a_status_folder_that_fails_a_run_that_has_ended_well(scene: Scene, capsys: Any) -> None:
+    """The status can't be published, so there are no premises either; the run's own status stays."""
+    folder = below(scene, "/run/scx-enroll")
+    folder.parent.mkdir(exist_ok=True)
+    folder.symlink_to("scx-enroll")
+    assert whole(scene) == 0
+    assert "note: " in capsys.readouterr().err
+    assert not (scene.state / "premises").exists()
+
+
+def test_what_two_looks_saw_differently(tmp_path: Path) -> None:
+    """A file that changed in the middle of a run was one thing for one decision and another for the next: no premise."""
+    root = Root(str(tmp_path))
+    assert premises._quiet(root)
+    assert root.entry("/file").kind == "absent"
+    (tmp_path / "file").touch()
+    assert root.entry("/file").kind == "file"
+    assert not premises._quiet(root)
+
+
+@pytest.mark.slow
+def test_a_stale_pid_of_zypper_comes_to_life(scene: Scene, capsys: Any) -> None:
+    """Its file stays behind; another process may get the number, and the whole program then waits (L3)."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    below(scene, "/run").joinpath("zypp.pid").write_text(f"{child.pid}\n")
+    assert whole(scene) == 0
+    assert answer(scene) == 0
+    claim(scene, f"process ended {child.pid}", f"process ended {os.getpid()}")
+    assert answer(scene) is None
 
 
 @pytest.mark.slow
@@ -516,7 +629,7 @@ def test_an_idle_run_that_is_killed_leaves_half_a_status(scene: Scene, monkeypat
     assert whole(scene) == 0
     status = Path(scene.host.root, "run/scx-enroll/status.json")
     points = 0
-    for name in ("open", "lstat", "fstat", "fchmod", "rename", "close"):
+    for name in ("open", "lstat", "fstat", "fchmod", "rename", "close", "kill"):
         real = getattr(os, name)
         for point in range(1, 60):
             left = [point]

@@ -422,7 +422,8 @@ def test_what_0_1_0_remembered_of_refused_passwords_is_let_go():
 
 
 def test_a_generation_that_0_1_0_kept_is_not_read():
-    """It noted which one was the first, which nobody asks any more; refused, the certificate of record would stop the program."""
-    old = {**json.loads(j.to_json(j.Origin(ca="ca01", number=3))), "first": True}
-    del old["due"]
-    assert j.from_json(j.Origin, json.dumps(old).encode(), "meta.json") == j.Origin(ca="ca01", number=3)
+    """It noted which one was the first; refused, the certificate of record would stop the program. Its plan for the next one stays."""
+    for first, due in ((True, -3), (False, -10)):
+        old = {**json.loads(j.to_json(j.Origin(ca="ca01", number=3))), "first": first}
+        del old["due"]
+        assert j.from_json(j.Origin, json.dumps(old).encode(), "meta.json") == j.Origin(ca="ca01", number=3, due=due)

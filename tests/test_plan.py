@@ -319,7 +319,16 @@ def test_all_cas_have_failed():
     """C4: until the first of them may be asked again; status, words and hint are those of the CA that this host prefers."""
     step = at(EMPTY, Journal(backoffs=(backoff("ca01", "later", 6), backoff("ca02", "soon", 5))))
     assert told(step) == ("C4", "wait", NOW - 60 + 300, 6)
-    assert (step.reason, step.hint) == ("ca01 failed", "a hint")
+    assert (step.reason, step.hint) == ("ca01 failed", "a hint; then: scx-enroll run --now")
+
+
+def test_what_is_mended_on_this_host_is_looked_at_in_days():
+    """C4: whoever sets the clock or corrects the trust should not wait as for a CA; what a person must do there has its own words."""
+    held = replace(OLD, not_before=NOW - 300 * DAY_S, not_after=NOW + 65 * DAY_S)
+    seen = replace(GOOD, held=(held,), certificate=held.leaf, served=held.leaf)
+    for status, wait in ((12, 300), (3, 300), (5, DAY_S), (6, DAY_S)):
+        failed = Journal(backoffs=(backoff("", "soon", status),))
+        assert at(seen, failed).until == NOW - 60 + wait, status
 
 
 def test_a_refused_password_is_not_tried_again_by_itself():
@@ -597,6 +606,14 @@ def test_a_fleet_that_adopts_old_certificates():
     assert min(moments) > NOW + 3 * DAY_S
     assert max(moments) < NOW + 33 * DAY_S
     assert max(moments) - min(moments) > 28 * DAY_S
+
+
+@pytest.mark.parametrize("parts", [3, 10])
+def test_a_fleet_that_upgrades_from_0_1_0(parts):
+    """Its renewals were spread over a third of the lifetime, then over a tenth, before two thirds: they are due when they were, not at once."""
+    for share in range(0, pace.SHARES, pace.SHARES // 100):
+        held = Held("x", "leaf", NOW, NOW + YEAR, due=-parts, obtained=NOW + 5)
+        assert abs(due(held, POLICY, share) - (NOW + YEAR * (Fraction(2, 3) - Fraction(share, pace.SHARES) / parts))) <= 2
 
 
 def test_a_certificate_whose_lifetime_gains_nothing():
@@ -937,6 +954,11 @@ def test_a_host_where_all_is_well_rests_for_a_day():
     assert plan.rest(GOOD, POLICY, Journal(hold="change freeze"), Budget(), NOW)[1] == NOW + DAY_S
     assert plan.rest(Observed(blocked="no agent"), POLICY, Journal(), Budget(), NOW)[1] == NOW + DAY_S
     assert plan.rest(GOOD, POLICY, Journal(), restarts(1, age=DAY_S - 50), NOW)[1] == NOW + 50, "a figure of the status changes"
+    late = replace(OLD, not_before=NOW - 9000, not_after=NOW + 1500)  # a tenth of its life begins in 450 s
+    asked = Journal(request=replace(SENT, next=NOW + 3000))
+    assert plan.rest(replace(GOOD, held=(late,), certificate=late.leaf, served=late.leaf), POLICY, asked, Budget(), NOW)[1] == NOW + 450, "then a person is needed"
+    for ahead in (Journal(backoffs=(backoff(at=NOW + 100),)), Journal(skipped=(skip(at=NOW + 100),))):
+        assert plan.rest(GOOD, POLICY, ahead, Budget(), NOW)[1] == NOW + 100, "a failure of the future counts from then on"
     ending = replace(NEW, not_before=NOW - 900 * DAY_S, not_after=NOW + 500, mismatches=("dates: ...",))
     assert plan.rest(replace(GOOD, held=(NEW, ending)), POLICY, Journal(), Budget(), NOW)[1] == NOW + 500
 

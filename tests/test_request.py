@@ -219,6 +219,36 @@ def test_a_damaged_key_signs_a_request():
     assert "scxsslconfig -f" in refused.value.hint
 
 
+@pytest.mark.parametrize("part", ["n", "e", "d", "p", "q", "dmp1", "dmq1", "iqmp"])
+@pytest.mark.parametrize("value", [0, 1, 2, 4])
+def test_a_key_of_numbers_that_make_none(part, value):
+    """Whatever OpenSSL raises on them, at whatever call: not ready, with the way to a new key."""
+    key = rsa.generate_private_key(65537, 2048)
+    numbers = key.private_numbers()
+    public = numbers.public_numbers
+    names = {"n": public.n, "e": public.e, "d": numbers.d, "p": numbers.p, "q": numbers.q, "dmp1": numbers.dmp1, "dmq1": numbers.dmq1, "iqmp": numbers.iqmp}
+    names[part] = value
+
+    def integer(number):
+        data = number.to_bytes(number.bit_length() // 8 + 1, "big")
+        return b"\x02" + length(len(data)) + data
+
+    def length(size):
+        return bytes([size]) if size < 128 else bytes([0x82]) + size.to_bytes(2, "big")
+
+    body = b"".join(map(integer, (0, *names.values())))
+    der = b"\x30" + length(len(body)) + body
+    pem = b"-----BEGIN RSA PRIVATE KEY-----\n" + base64.encodebytes(der) + b"-----END RSA PRIVATE KEY-----\n"
+    try:
+        loaded = load_key(pem)
+        assert len(spki_of(loaded)) == 64
+        csr = build_csr(RequestSpec("lin01.corp.example"), loaded)
+    except AgentNotReady as refused:
+        assert "scxsslconfig -f" in refused.hint
+    else:
+        assert x509.load_pem_x509_csr(csr).is_signature_valid, "OpenSSL did without that number"
+
+
 @given(st.data())
 def test_no_key_file_escapes_as_anything_but_not_ready(keys, data):
     """The file is written by others, and may hold anything."""

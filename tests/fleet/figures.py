@@ -45,16 +45,17 @@ def figures(record: Record) -> Figures:
     rolled_out, last = record.rolled_out // HOUR_S + 1, scenario.ends // HOUR_S  # the hour in which it ends is a part of one
     recovery = recovery_hours(record)
     disturbed = range(scenario.disturbed[0] // HOUR_S, recovery.stop)
-    quiet = [sent[hour] for hour in range(rolled_out, last) if hour not in disturbed] or [0]
+    quiet = [sent[hour] for hour in range(rolled_out, last) if hour not in disturbed]
     recovering = max((record.hours["calm"][hour] for hour in recovery), default=0) / mean
     by_hour = by_hour_of_day(record)
     day = max(by_hour) / (sum(by_hour) / 24)
-    hour = max(quiet) / mean
-    over_chance = max(quiet) / fullest_by_chance(mean, len(quiet))
+    long_enough = len(quiet) * HOUR_S >= scenario.period_s  # else hosts were served so late that nothing can be judged
+    hour = max(quiet, default=0) / mean
+    over_chance = max(quiet, default=0) / fullest_by_chance(mean, max(len(quiet), 1))
     wasted = record.in_vain and not scenario.loses
     aims = (
         ("by hour of the day", day <= MOST_BY_HOUR_OF_DAY),
-        ("fullest hour", over_chance <= MOST_OVER_CHANCE),
+        ("fullest hour", long_enough and over_chance <= MOST_OVER_CHANCE),
         ("recovery", recovering <= MOST_IN_RECOVERY),
         ("expired", not record.expired and not record.unserved),
         ("in vain", not wasted and record.most_in_a_day <= CERTIFICATES_PER_DAY),
