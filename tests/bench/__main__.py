@@ -189,7 +189,7 @@ In a tree whose agent does not run, where nothing is restarted and nothing is pr
 ## A renewal, and its parts
 
 `run --renew` as a whole: {found.renewal.cpu_ms:.1f} ms CPU, {found.renewal.peak_mib:.1f} MiB. Its parts were timed in further runs, each without those
-inside it; all modules are imported first there, and the clocks cost a little themselves.
+inside it; all modules are imported first there, and the clocks cost a little themselves: the sum is not the whole.
 
 {table(("part", "CPU ms", "share"), [*parts, ("all", f"{whole:.1f}", "100 %")])}"""
 
