@@ -194,7 +194,7 @@ def one_crash(tmp_path: Path, ca: LabCA, scenario: Any, point: int, monkeypatch:
     """Play a scenario with a crash at one point and judge what becomes of it; says whether the point was reached."""
     ca.switches.reset()
     with LabHost(tmp_path / f"host{point}", key="ec:secp256r1", host=f"host{point}") as host:
-        host.knobs(poll=0.4)  # twenty times: on a loaded machine a stop must not outlast it
+        host.knobs(poll=0.8)  # twenty times: on a loaded machine a stop must not outlast it
         host.start()
         scene = Scene(host, [ca])
         original, served = host.snapshot(), scene.served
