@@ -14,7 +14,7 @@ $(shell [ ! -e $(ENV) ] || { $(ENV)/bin/python -c '' && grep -qF '$(CURDIR)/$(EN
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test fast slow lint matrix bench load fleet clean
+.PHONY: help demo test fast slow lint matrix packages bench load fleet clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ lint: $(ENV)/.lint ## ruff and mypy --strict
 matrix: $(ENV)/.test ## the fast tests on the oldest and the newest Python and libraries
 	$(PY) tests/matrix.py
 
+packages: $(ENV)/.packaging ## build the deb and the rpm into dist/
+	$(PY) packaging/build.py
+
 bench: $(ENV)/.package ## what a run costs, against a bare Python, certbot, certsrv, openssl and curl; writes docs/bench.md
 	$(PY) -m tests.bench
 
@@ -48,7 +51,7 @@ fleet: $(ENV)/.package ## simulate 100,000 hosts in every scenario, for half an 
 	$(PY) -m tests.fleet --write
 
 clean: ## remove the environments, the caches and what building left
-	rm -rf --one-file-system .venv .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf --one-file-system .venv .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find scx_enroll tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(ENV)/.made: tests/requirements-build.txt
@@ -66,14 +69,18 @@ $(ENV)/.made: tests/requirements-build.txt
 	@touch $@
 
 $(ENV)/.package: $(ENV)/.made $(SOURCES)
-	@rm -rf build *.egg-info
+	@rm -rf build/lib build/bdist* *.egg-info
 	@$(PIP) uninstall --yes scx-enroll
 	$(PIP) install --no-build-isolation .
-	@rm -rf build *.egg-info
+	@rm -rf build/lib build/bdist* *.egg-info
 	@touch $@
 
 $(ENV)/.test: tests/requirements.txt | $(ENV)/.package
 	$(PIP) install -r tests/requirements.txt
+	@touch $@
+
+$(ENV)/.packaging: packaging/requirements.txt | $(ENV)/.made
+	$(PIP) install -r packaging/requirements.txt
 	@touch $@
 
 $(ENV)/.lint: tests/requirements-lint.txt | $(ENV)/.test

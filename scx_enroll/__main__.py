@@ -13,6 +13,10 @@ def main() -> int:
         status = idle.answer(sys.argv[1:])
         if status is not None:
             return status
+        if sys.flags.no_site:  # the packages' command: an idle run needs none of the distribution's libraries
+            import site
+
+            site.main()
         from scx_enroll import cli
     except KeyboardInterrupt:  # before there is anything to finish or to undo
         import signal

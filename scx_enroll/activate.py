@@ -9,7 +9,7 @@ from typing import Callable, Optional, Tuple
 
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
-from scx_enroll import service
+from scx_enroll import service, systemd
 from scx_enroll.agent import Agent
 from scx_enroll.errors import AgentNotReady
 from scx_enroll.rootfs import Root
@@ -40,8 +40,10 @@ def leave_packagers_alone(site: Site) -> None:
 
 def settle_command(site: Site) -> None:
     """Wait until the control command that an earlier run started has ended."""
-    command = site.store.journal.installation
-    service.await_end(command.pid, command.pid_start, site.patience, site.waiting)
+    journal = site.store.journal
+    command = journal.installation
+    unit = bool(command.pid or journal.restarting) and systemd.manages(site.root.path)
+    service.await_end(command.pid, command.pid_start, site.patience, site.waiting, unit=unit)
 
 
 def come_back(site: Site, agent: Agent, leaf: str, *, stopped: bool) -> service.Served:

@@ -14,8 +14,7 @@ from scx_enroll.idle import open_standard_files, say
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
 QUIET_POLL_S = 15.0
-MAX_QUIET_S = 30 * 60  # an unattended run waits this long for others to finish with the agent's files
-
+MAX_QUIET_S = 30 * 60  # an unattended run waits this long for others to finish with the agent's files, where no timer can
 class _Signals:
     """The first SIGTERM or Ctrl-C ends the run after the step in hand; a second one at once, for the next run to mend."""
 
@@ -124,18 +123,26 @@ class _Call:
             return self._dry_run()
         if self.given["adopt"] is not None:
             return self.end(self._carefully(self.enroll.adopt, self.given["adopt"], self.given["ca"] or ""))
+        from scx_enroll import unattended
+
         deadline = time.monotonic() + MAX_QUIET_S
+        timed = self.quiet and unattended.is_timed(self.root)
         while True:
             try:
                 result = self._carefully(self.enroll.run)
             except EnrollError as error:
                 self.given["late"] = self.quiet and self._is_late(error)
                 if not isinstance(error, Busy):  # the other run tells
+                    self.given["told"] = unattended.is_told(self.root, error.message)
                     self._publish({**self.report.error_document(error), "time": self.tools.clock()})
+                if timed and not isinstance(error, Unconfigured):
+                    unattended.look_again(error.exit_status, None, self.tools.clock())
                 raise
-            if not self.quiet or result.step.row != "L3" or time.monotonic() >= deadline:
+            if not self.quiet or timed or result.step.row != "L3" or time.monotonic() >= deadline:
                 status = self.end(result)
-                self._leave_premises(result)
+                step = result.step
+                if not (timed and unattended.look_again(result.status, step.until, self.tools.clock(), others=step.row == "L3")):
+                    self._leave_premises(result)
                 return status
             if self.tools.stopping():
                 raise self.enroll.Stopped
@@ -309,7 +316,8 @@ def _fail(error: EnrollError, arguments: Optional[argparse.Namespace]) -> int:
 
     given = vars(arguments) if arguments else {}
     if given.get("unattended") and isinstance(error, Unconfigured):
-        say(sys.stdout, f"scx-enroll: not configured yet: {error.message}\n")
+        if not given.get("told"):
+            say(sys.stdout, f"scx-enroll: not configured yet: {error.message}\n")
         return 0
     from scx_enroll.pace import PATIENT_STATUSES
 

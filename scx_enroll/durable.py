@@ -17,7 +17,8 @@ TEMPORARY = ".scx-enroll."  # how the names of files on their way begin
 _HINTS = {
     errno.ENOSPC: "free some space on that file system, then run again",
     errno.EDQUOT: "free some space on that file system, then run again",
-    errno.EROFS: "the file system is read-only: remount it, or allow the path in the unit with ReadWritePaths=",
+    errno.EROFS: "remount the file system for writing. Where only the timer's run can't write, its unit needs a drop-in: "
+    "systemctl edit scx-enroll.service, with the lines [Service] and ReadWritePaths={folder}",
     errno.EACCES: "run it as root",
     errno.EPERM: "run it as root, and see that the file is not immutable (lsattr)",
     errno.EIO: "the disk reported an error: see the kernel's log",
@@ -32,7 +33,7 @@ def explained(path: str) -> Iterator[None]:
     except OSError as problem:
         why = problem.strerror or str(problem)
         hint = _HINTS.get(problem.errno or 0, "nothing was changed by the failed step; mend the cause and run again")
-        raise HostError(f"can't write {path}: {why}", hint) from problem
+        raise HostError(f"can't write {path}: {why}", hint.replace("{folder}", os.path.dirname(path))) from problem
 
 
 def write(folder: int, name: str, data: bytes, mode: int, owner: Optional[Tuple[int, int]] = None) -> None:

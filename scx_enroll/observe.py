@@ -90,6 +90,8 @@ def host_fqdn(root: Root, config: Config, latch: Optional[j.Latch], installed: O
     try:
         answers = socket.getaddrinfo(short, None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
     except OSError as problem:
+        if problem.errno == socket.EAI_AGAIN:  # early in a boot, say
+            raise AgentNotReady(f"name = auto: the resolver can't tell {short}'s full name now: {problem}", "run again later") from problem
         raise ConfigError(
             f"name = auto: the resolver does not know this host's name {short}: {problem}",
             "set name in [host] to the FQDN that the Management Server connects to",

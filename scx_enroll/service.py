@@ -15,13 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Tuple
 
-from scx_enroll import idle
+from scx_enroll import idle, systemd
 from scx_enroll.errors import AgentNotReady, HostError
 from scx_enroll.rootfs import Root
 
 MAX_HANDSHAKE_ROUNDS = 20  # a TLS 1.2 handshake takes 4; a long chain needs no more, since the pipe is memory
 MAX_RECORD_BYTES = 1 << 14  # of a TLS record: RFC 5246 section 6.2.1
 MAX_OUTPUT_BYTES = 4096  # of a control command, shown to a person only
+REPRIEVE_S = 15.0  # a unit that hangs is ended by us; by systemd only where we are gone
 MAX_STAT_BYTES = 4096  # 52 numbers and a name of 15 bytes
 
 
@@ -257,21 +258,30 @@ def start_time(pid: int) -> int:
         return 0
 
 
-def await_end(pid: int, started: int, patience: Patience, waiting: Callable[[str], None]) -> None:
-    """Wait until a control command that an earlier run started has ended. Raises AgentNotReady if it does not."""
+def await_end(pid: int, started: int, patience: Patience, waiting: Callable[[str], None], *, unit: bool = False) -> None:
+    """Wait until a control command that an earlier run started has ended. Raises AgentNotReady if it does not.
+
+    `unit`: it may have been started as a unit of its own, which goes on when the process that waits for it was killed.
+    """
     end = time.monotonic() + patience.command_s
-    while pid and started and start_time(pid) == started:
+    name = f"process {pid}" if pid else systemd.CONTROL
+    while (pid and started and start_time(pid) == started) or (unit and systemd.control_is_running()):
         if time.monotonic() >= end:
             raise AgentNotReady(
-                f"the control command of an earlier run still works after {patience.command_s:.0f} s, process {pid}",
-                f"look at what it does (ps -fp {pid}), then run again",
+                f"the control command of an earlier run still works after {patience.command_s:.0f} s, {name}",
+                f"look at what it does ({f'systemctl status {systemd.CONTROL}' if unit else f'ps -fp {pid}'}), then run again",
             )
-        waiting(f"waiting for the control command of an earlier run, process {pid}")
+        waiting(f"waiting for the control command of an earlier run, {name}")
         time.sleep(patience.poll_s)
 
 
 def check_tool(root: Root, path: str) -> None:
-    """Raise AgentNotReady where one of the agent's tools is missing, or could have been changed by somebody else."""
+    """Raise AgentNotReady where one of the agent's tools is missing, or could have been changed by somebody else.
+
+    Raises HostError where it could not be started as a unit of its own.
+    """
+    if systemd.manages(root.path):
+        systemd.check()
     found = root.resolve(path)
     if found.kind != "file":
         raise AgentNotReady(f"the agent's control command {path} is missing", "repair the agent's installation (package scx)")
@@ -287,19 +297,24 @@ def control(root: Root, command: Tuple[str, ...], patience: Patience, started: C
 
     `command[0]` is a path beneath the root. `started(pid, start time)` is called while it runs. Its exit status is part
     of the text only. Output goes to a file in memory, because the agent that it starts inherits it and would keep a
-    pipe open for ever. Raises AgentNotReady where it can't be started or doesn't end.
+    pipe open for ever; where the command runs as a unit of its own, to the system's journal. Raises AgentNotReady where it
+    can't be started or doesn't end.
     """
     check_tool(root, command[0])
+    managed = systemd.manages(root.path)
+    line: Tuple[str, ...] = (root.host_path(command[0]), *command[1:])
+    if managed:
+        line = systemd.as_unit(line, patience.command_s + REPRIEVE_S)
     output = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         try:
             child = subprocess.Popen(  # noqa: S603 -- the agent's own tool, its owner and mode checked above
-                [root.host_path(command[0]), *command[1:]],
+                line,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 cwd="/",
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"},
+                env=systemd.ENVIRONMENT,
                 start_new_session=True,
             )
         except OSError as problem:
@@ -310,23 +325,27 @@ def control(root: Root, command: Tuple[str, ...], patience: Patience, started: C
         try:
             started(child.pid, start_time(child.pid))
         except HostError:
-            _wait(child, command, patience)  # what could not be recorded must not run on
+            _wait(child, command, patience, managed=managed)  # what could not be recorded must not run on
             raise
-        status = _wait(child, command, patience)
+        status = _wait(child, command, patience, managed=managed)
         fcntl.fcntl(output, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)  # an agent that goes on writing there must not fill the memory
         raw = os.pread(output, MAX_OUTPUT_BYTES, 0).decode("utf-8", "replace")
         said = "".join(letter if letter.isprintable() else " " for letter in raw)
     finally:
         os.close(output)
+    if managed:
+        said += f" (journalctl -u {systemd.CONTROL})"
     return f"{' '.join(command)}: exit status {status}; {' '.join(said.split())}"
 
 
-def _wait(child: "subprocess.Popen[bytes]", command: Tuple[str, ...], patience: Patience) -> Optional[int]:
+def _wait(child: "subprocess.Popen[bytes]", command: Tuple[str, ...], patience: Patience, *, managed: bool) -> Optional[int]:
     """Only the command itself is killed when it hangs, not its session: the agent may be in there."""
     try:
         return child.wait(patience.command_s)
     except subprocess.TimeoutExpired:
         child.kill()
+        if managed:
+            systemd.end_control()
         child.wait()
         raise AgentNotReady(
             f"{' '.join(command)} did not end within {patience.command_s:.0f} s",

@@ -25,6 +25,7 @@ RANKS = {
     "plan": (5, "pure"),
     "arguments": (2, "io"),
     "rootfs": (1, "io"),
+    "systemd": (1, "io"),
     "durable": (1, "io"),
     "config": (2, "io"),
     "agent": (2, "io"),
@@ -45,6 +46,7 @@ RANKS = {
     "check": (9, "io"),
     "report": (10, "io"),
     "premises": (11, "io"),
+    "unattended": (11, "io"),
     "cli": (12, "io"),
     "__main__": (13, "io"),
 }

@@ -1,0 +1,95 @@
+"""What the system's service manager does for the program: another unit for the agent's tools, and a look before the next hour.
+
+Spoken to through its own commands, which need no message bus for this. Where it does not run, nothing here is used.
+"""
+
+import os
+import subprocess
+import time
+from typing import List, Tuple
+
+from scx_enroll.errors import HostError
+
+RUNNING = "/run/systemd/system"  # sd_booted(3)
+SERVICE = "scx-enroll.service"
+CONTROL = "scx-enroll-control.service"
+AGAIN = "scx-enroll-again"
+COMMAND_S = 30.0  # a manager that answers at all answers in milliseconds
+FOLDERS = ("/usr/bin", "/bin")
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"}
+
+
+def manages(root: str) -> bool:
+    """Say whether the agent of the tree at this path is a service of this system's manager."""
+    return root == "/" and os.path.isdir(RUNNING)
+
+
+def is_ours(groups: bytes) -> bool:
+    """Say whether a process runs in the unit of the timer, and so in its sandbox, and not on somebody's terminal.
+
+    `groups`: what /proc/PID/cgroup says (cgroups(7)).
+    """
+    return any(line.endswith(b"/" + SERVICE.encode()) for line in groups.splitlines())
+
+
+def age_s(started: int) -> float:
+    """Return how long ago the manager's process started, from its start time in clock ticks: a container is younger than its kernel."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+
+
+def as_unit(command: Tuple[str, ...], limit_s: float) -> Tuple[str, ...]:
+    """Return the command line that runs a command as a unit of its own, and ends when that does.
+
+    The unit ends nothing but the command itself, so that an agent which it starts by hand lives on, outside any sandbox.
+    Raises HostError where the manager's tool is missing.
+    """
+    settings = ("Type=oneshot", "KillMode=process", f"TimeoutStartSec={limit_s:.0f}")
+    environment = (f"{name}={value}" for name, value in ENVIRONMENT.items())
+    return (
+        _tool("systemd-run"), "--quiet", "--collect", f"--unit={CONTROL}", "--description=Control command of the SCOM agent",
+        *(f"--property={setting}" for setting in settings), *(f"--setenv={word}" for word in environment), "--", *command,
+    )
+
+
+def check() -> None:
+    """Raise HostError where the manager's tools are missing."""
+    for name in ("systemd-run", "systemctl"):
+        _tool(name)
+
+
+def _tool(name: str) -> str:
+    for folder in FOLDERS:
+        if os.access(f"{folder}/{name}", os.X_OK):
+            return f"{folder}/{name}"
+    raise HostError(f"systemd runs here, but {name} is missing", "install the distribution's systemd package again")
+
+
+def _ask(*words: str) -> str:
+    """Ask the manager; returns what it said, "" where it can't be asked."""
+    command: List[str] = [_tool(words[0]), *words[1:]]
+    try:
+        done = subprocess.run(  # noqa: S603 -- the manager's own tools, from root's folders
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT, cwd="/",
+            timeout=COMMAND_S, check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
+
+
+def control_is_running() -> bool:
+    """Say whether a control command, which an earlier run may have started, is still at work."""
+    return _ask("systemctl", "show", "--property=ActiveState", CONTROL) in ("ActiveState=activating", "ActiveState=deactivating")
+
+
+def end_control() -> None:
+    """End a control command that does not end by itself; what it has started stays."""
+    _ask("systemctl", "stop", CONTROL)
+
+
+def look_again(seconds: int) -> bool:
+    """Have the service started once more, after so many seconds, instead of what was arranged before; says whether it will be."""
+    _ask("systemctl", "stop", f"{AGAIN}.timer")
+    timer = (f"--on-active={seconds}", "--timer-property=AccuracySec=1s", "--description=Another look at the certificate of the SCOM agent")
+    _ask("systemd-run", "--quiet", "--collect", f"--unit={AGAIN}", *timer, "--", _tool("systemctl"), "--no-block", "start", SERVICE)
+    return _ask("systemctl", "show", "--property=ActiveState", f"{AGAIN}.timer") == "ActiveState=active"

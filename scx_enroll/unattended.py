@@ -1,0 +1,42 @@
+"""What the timer's run does and a person's does not: it says a thing once, and asks for another look instead of waiting."""
+
+import json
+from typing import Optional
+
+from scx_enroll import service, systemd
+from scx_enroll.errors import HostError
+from scx_enroll.rootfs import Root
+from scx_enroll.store import MAX_STATE_BYTES, STATUS
+
+HOUR_S = 3600  # between two looks of the timer
+SOON_S = 300  # until the next look in the hour after the boot, when network, clock, agent and CA may be late; or while others are at work
+MAX_CGROUP_BYTES = 1 << 16  # one line, or one for each of a dozen controllers
+
+
+def is_timed(root: Root) -> bool:
+    """Say whether this process is the timer's run, for which systemd can arrange another one."""
+    try:
+        groups = Root("/").read("/proc/self/cgroup", MAX_CGROUP_BYTES)
+    except (OSError, HostError):
+        return False
+    return systemd.manages(root.path) and systemd.is_ours(groups)
+
+
+def look_again(status: int, until: Optional[int], now: int, *, others: bool = False) -> bool:
+    """Leave no wait that ends within the hour to the next hour; says whether it was cut short, because much may still come.
+
+    `until`: when the run that ended with `status` would decide something else; `others`: they are at work, for nobody knows how long.
+    """
+    left = until - now if until is not None else HOUR_S
+    unsure = others or (status != 0 and systemd.age_s(service.start_time(1)) < HOUR_S)
+    soon = min(left, SOON_S) if unsure else left
+    return soon < HOUR_S and systemd.look_again(max(soon, 0) + 1) and soon != left
+
+
+def is_told(root: Root, message: str) -> bool:
+    """Say whether the last run left the very same failure for anybody to read."""
+    try:
+        known = json.loads(root.read(STATUS, MAX_STATE_BYTES, trusted=True))
+        return bool(known["error"] == message)
+    except (OSError, HostError, ValueError, KeyError, TypeError, RecursionError):
+        return False
