@@ -131,12 +131,7 @@ class _Call:
             try:
                 result = self._carefully(self.enroll.run)
             except EnrollError as error:
-                self.given["late"] = self.quiet and self._is_late(error)
-                if not isinstance(error, Busy):  # the other run tells
-                    self.given["told"] = unattended.is_told(self.root, error.message)
-                    self._publish({**self.report.error_document(error), "time": self.tools.clock()})
-                if timed and not isinstance(error, Unconfigured):
-                    unattended.look_again(error.exit_status, None, self.tools.clock())
+                self._failed(error, timed=timed)
                 raise
             if not self.quiet or timed or result.step.row != "L3" or time.monotonic() >= deadline:
                 status = self.end(result)
@@ -148,12 +143,25 @@ class _Call:
                 raise self.enroll.Stopped
             time.sleep(QUIET_POLL_S)
 
+    def _failed(self, error: EnrollError, *, timed: bool) -> None:
+        from scx_enroll import unattended
+
+        self.given["late"] = self.quiet and self._is_late(error)
+        if not isinstance(error, Busy):  # the other run tells
+            self.given["told"] = unattended.is_told(self.root, error.message)
+            self._publish({**self.report.error_document(error), "time": self.tools.clock()})
+        if isinstance(error, Unconfigured):
+            self._leave_premises(error)
+        elif timed:
+            unattended.look_again(error.exit_status, None, self.tools.clock())
+
     def _leave_premises(self, result: Any) -> None:
         from scx_enroll import premises
 
         config = os.path.abspath(self.options.config) if self.options.config else ""
         with suppress(Exception):  # the run has ended and said so; the next one looks again
-            known = premises.of(self.root, config, result, self.tools.clock())
+            write = premises.of_nothing if isinstance(result, Unconfigured) else premises.of
+            known = write(self.root, config, result, self.tools.clock())
             if known:
                 self.tools.store(self.root).save_premises(known)
 

@@ -5,12 +5,14 @@ the same are added. What can't be promised is not written: the next run looks ag
 """
 
 from dataclasses import replace
-from typing import Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from scx_enroll import idle, pace, plan, report
 from scx_enroll.enroll import Result
+from scx_enroll.errors import Unconfigured
 from scx_enroll.rootfs import Root
 
+DAY_S = 24 * 3600  # as long as any answer stands
 FRESH_NS = 10**9  # file systems keep the time of a change to a second at worst: one of the same second would not be seen
 
 
@@ -28,22 +30,36 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
         return None
     step, until = known
     facts = report.document(replace(result, step=step), now)
-    before, after = report.as_json({**facts, "time": 0}).split('\n "time": 0')
     status = facts["exit_status"]
-    notes, at = root.notes, min((until, *(moment for moment in (ready.turns if ready else ()) if moment > now)))
+    at = min((until, *(moment for moment in (ready.turns if ready else ()) if moment > now)))
+    # takes longest, so at last
+    port = [f"port {idle.served(listening=seen.listening, der=ready.served)} {ready.agent.port}"] if root.live and ready else []
+    patient = status if pace.needs_a_person(status, seen.held, now) else 0
+    where = (idle.here(root.path, config, live=root.live), now, at, folder)
+    return _written(root, where, facts, (str(status), patient, report.as_end(facts, failed=False)), port)
+
+
+def of_nothing(root: Root, config: str, error: Unconfigured, now: int) -> Optional[bytes]:
+    """Return the premises of an unattended run that found no CA configured: the next one has nothing to say."""
+    where = (idle.here(root.path, config, live=root.live), now, now + DAY_S, root.host_path(idle.STATUS_FOLDER))
+    return _written(root, where, report.error_document(error), ("", 0, ""), []) if _quiet(root) else None
+
+
+def _written(
+    root: Root, where: Tuple[str, int, int, str], facts: Dict[str, Any], said: Tuple[str, int, str], port: List[str]
+) -> Optional[bytes]:
+    """Put the parts together. `where`: of which host, since and until when, the status's folder; `said`: both exit statuses, words."""
+    notes = root.notes
     claims = [f"looked {was} {path}" for path, was in notes.looked.items()]
     claims += [f"listed {was} {path}" for path, was in notes.listed.items()]
     claims += [f"unlocked free {path}" for path in sorted(notes.unlocked)]
     claims += [f"process ended {pid}" for pid in notes.ended]
-    if root.live and ready:  # takes longest, so at last
-        claims.append(f"port {idle.served(listening=seen.listening, der=ready.served)} {ready.agent.port}")
+    claims += port
     if any("\n" in claim for claim in claims):
         return None
-    parts = (
-        idle.here(root.path, config, live=root.live), now, at, folder, status,
-        status if pace.needs_a_person(status, seen.held, now) else 0, "\n".join(claims),
-        report.as_end(facts, failed=False), f'{before}\n "time": ', after,
-    )
+    before, after = report.as_json({**facts, "time": 0}).split('\n "time": 0')
+    status, patient, text = said
+    parts = (*where, status, patient, "\n".join(claims), text, f'{before}\n "time": ', after)
     return "\0".join(map(str, parts)).encode("utf-8", "surrogateescape")
 
 

@@ -36,7 +36,7 @@ def look_again(status: int, until: Optional[int], now: int, *, others: bool = Fa
 def is_told(root: Root, message: str) -> bool:
     """Say whether the last run left the very same failure for anybody to read."""
     try:
-        known = json.loads(root.read(STATUS, MAX_STATE_BYTES, trusted=True))
+        known = json.loads(root.aside().read(STATUS, MAX_STATE_BYTES, trusted=True))
         return bool(known["error"] == message)
     except (OSError, HostError, ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -192,6 +192,53 @@ def test_an_image_without_an_agent_looks_every_hour(scene: Scene, capsys: Any) -
     assert answer(scene) is None
 
 
+def bare(tmp_path: Path) -> Tuple[Path, List[str]]:
+    """A host where the package was installed and nothing else was done, and the timer's command line for it."""
+    etc = tmp_path / "host" / "etc" / "scx-enroll"
+    (etc / "conf.d").mkdir(parents=True)
+    (etc / "scx-enroll.conf").write_text("[ca]\n#server = ca01.corp.example\n", encoding="ascii")
+    return etc, ["run", "--root", str(tmp_path / "host"), "--unattended"]
+
+
+def test_an_unconfigured_host_loads_the_program_every_hour(tmp_path: Path, capsys: Any) -> None:
+    """It may stay so for months: the first run says so, the next ones compare, and leave the same for anybody to read."""
+    _etc, line = bare(tmp_path)
+    assert (cli.main(line), capsys.readouterr().out.count("not configured yet")) == (0, 1)
+    assert (cli.main(line), *capsys.readouterr()) == (0, "", "")  # the first one has made the folders
+    published = tmp_path / "host" / "run" / "scx-enroll" / "status.json"
+    before = json.loads(published.read_text())
+    assert (idle.answer(line), *capsys.readouterr()) == (0, "", "")
+    after = json.loads(published.read_text())
+    assert {**before, "time": 0} == {**after, "time": 0}
+    assert (cli.main(line), *capsys.readouterr()) == (0, "", "")
+
+
+def test_a_person_is_not_told_that_nothing_is_configured(tmp_path: Path, capsys: Any) -> None:
+    """By hand it is a failure, in words or as JSON, whatever the timer's runs have left."""
+    _etc, line = bare(tmp_path)
+    assert (cli.main(line), cli.main(line), idle.answer(line)) == (0, 0, 0)
+    assert idle.answer(line[:-1]) is None
+    assert idle.answer([*line, "--json"]) is None
+    capsys.readouterr()
+    assert (cli.main(line[:-1]), "error: no certification authority" in capsys.readouterr().err) == (3, True)
+
+
+@pytest.mark.parametrize("change", ["edited", "added", "removed", "unreadable"])
+def test_a_configuration_that_comes_later_is_not_seen(tmp_path: Path, change: str) -> None:
+    """An image is started without a CA, and configured afterwards: the next tick must look at the whole."""
+    etc, line = bare(tmp_path)
+    assert (cli.main(line), cli.main(line), idle.answer(line)) == (0, 0, 0)
+    if change == "edited":
+        (etc / "scx-enroll.conf").write_text("[ca]\nserver = ca01.corp.example\n", encoding="ascii")
+    elif change == "added":
+        (etc / "conf.d" / "10-ca.conf").write_text("[ca]\nserver = ca01.corp.example\n", encoding="ascii")
+    elif change == "removed":
+        (etc / "scx-enroll.conf").unlink()
+    else:
+        (etc / "scx-enroll.conf").chmod(0o666)
+    assert idle.answer(line) is None
+
+
 @pytest.mark.slow
 def test_a_status_that_needs_a_person_is_swallowed(scene: Scene, capsys: Any) -> None:
     """What fails for the timer goes on failing, with its words on stderr."""
