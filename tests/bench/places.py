@@ -1,7 +1,6 @@
 """Where the contenders stand: environments of their own beneath .venv/, on the distribution's Python where there is one."""
 
 import hashlib
-import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -77,7 +76,7 @@ class Place:
 
 
 def ours() -> Place:
-    """Put the installed package and certsrv into a folder of their own, as a distribution's package does, compiled."""
+    """Put the installed package and certsrv into a folder of their own, as the deb and the rpm do, compiled, with their launcher."""
     python, libraries = base(), "the distribution's python3 and libraries"
     if python != DISTRIBUTION or not works(python, "import cryptography, requests"):
         whose = "the distribution's" if python == DISTRIBUTION else "another"
@@ -89,16 +88,11 @@ def ours() -> Place:
     shutil.copytree(os.path.dirname(scx_enroll.__file__), os.path.join(folder, "scx_enroll"), ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(certsrv.__file__, folder)
     run(python, "-I", "-m", "compileall", "-q", folder)
-    module, _, function = entry().partition(":")
+    with open(os.path.join(CHECKOUT, "packaging", "launcher"), encoding="utf-8") as file:
+        launcher = file.read()
     with open(program, "w", encoding="utf-8") as file:
-        file.write(f"import sys\nsys.path.insert(0, {folder!r})\nfrom {module} import {function}\nsys.exit({function}())\n")
+        file.write(launcher.replace("@PYTHON@", python).replace("/usr/share/scx-enroll", folder))
     return Place(python, folder, program, libraries)
-
-
-def entry() -> str:
-    """What the installed command starts, as module:function."""
-    points = importlib.metadata.distribution("scx-enroll").entry_points
-    return next(point.value for point in points if point.name == "scx-enroll")
 
 
 def certbot(which: str) -> str:

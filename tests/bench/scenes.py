@@ -45,7 +45,7 @@ class Host:
 
     def ours(self, *arguments: str, live: bool = True) -> List[str]:
         where = ["--root", self.lab.root, *(["--live"] if live else [])]
-        return [self.place.python, "-I", self.place.program, "run", *where, *arguments]
+        return [self.place.python, "-IS", self.place.program, "run", *where, *arguments]
 
     def facts(self, *, restart: bool) -> dict:
         root = self.lab.root
@@ -79,6 +79,12 @@ class Host:
         subprocess.run(["cp", "-a", self.kept, self.lab.path("/etc/opt")], check=True)
         if restart:
             expect(self.lab.restart(), "the agent did not come back")
+        self.count()
+
+    def forget_premises(self) -> None:
+        """The next run looks at everything, as one of a day does."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.lab.path(f"{STATE}/premises"))
         self.count()
 
     def enrolled(self, sample: Sample, *, restart: bool = True) -> None:
@@ -259,7 +265,7 @@ def not_due(sample: Sample) -> None:
 
 # -- the groups of contenders -----------------------------------------------------------------------------------------
 
-BARE, IDLE = "python3 -c pass", "scx-enroll run, nothing to do"
+BARE, IDLE, LOOK = "python3 -c pass", "scx-enroll run, nothing to do", "the same, everything looked at"
 SCRIPT, CURL, RESTART = "certsrv script", "openssl and curl", "scxadmin -restart alone"
 ENROL, ENROL_DEAD, SCRIPT_DEAD, CURL_DEAD = "scx-enroll run", "scx-enroll run, no restart", "certsrv script, no restart", "openssl and curl, no restart"
 MANY_GENERATIONS, LONG_JOURNAL, MANY_ERRANDS = f"{GENERATIONS} generations", "a long journal", f"{ERRANDS:,} requests of other hosts"
@@ -275,6 +281,8 @@ def idle_contenders(made: Lab, certbots: List[Tuple[str, str]]) -> List[Contende
     for number, (name, grow) in enumerate(grown.items()):
         host = made.host(f"idle{number}", grow)
         rows.append(Contender(name, host.ours("--unattended"), host.count, host.idle))
+    host = made.host("look", lambda _host: None)
+    rows.append(Contender(LOOK, host.ours("--unattended"), host.forget_premises, host.idle))
     for number, (name, program) in enumerate(certbots):
         command = certbot(program, os.path.join(made.folder, f"certbot{number}"))
         for _ in range(WARM_UP):
