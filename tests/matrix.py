@@ -1,10 +1,10 @@
 """Runs the fast tests on the oldest and the newest Python and libraries, each cell in an environment of its own.
 
 Cells with libraries from the package index stand under .venv/, for the interpreters that this machine has. Cells with a
-distribution's own Python and libraries are Debian trees under .cache/, entered with chroot, which takes root and mmdebstrap.
-A cell that can't be run is named with what is missing; under CI=true that is a failure.
+distribution's own Python and libraries are overlays over the Debian trees of tests.lab.roots, entered with chroot, which takes
+root and mmdebstrap. A cell that can't be run is named with what is missing; under CI=true that is a failure.
 
-    python3 tests/matrix.py [CELL...]
+    .venv/dev/bin/python -I tests/matrix.py [CELL...]
 """
 
 import concurrent.futures
@@ -19,6 +19,8 @@ import time
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
 
+from tests.lab import roots
+
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CACHE = os.path.join(CHECKOUT, ".cache")
 REQUIREMENTS = os.path.join(CHECKOUT, "tests", "requirements.txt")
@@ -31,16 +33,6 @@ VERSIONS = (
     "import cryptography, requests, sys, warnings;"
     " print('Python %d.%d.%d' % sys.version_info[:3], 'cryptography', cryptography.__version__, 'requests', requests.__version__)"
 )
-PACKAGES = ("python3", "python3-cryptography", "python3-requests", "python3-setuptools", "python3-venv", "python3-wheel", "openssl")
-HOSTS = "127.0.0.1 localhost\n::1 localhost\n"  # an old C library looks nowhere else
-# Its own mount and process spaces: when the first process ends, for whatever reason, nothing runs and nothing is mounted any more.
-SEPARATE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec")
-ENTER = """
-mount -t proc proc "$1/proc"
-mount --rbind /dev "$1/dev"
-mount -t tmpfs tmpfs "$1/tmp"
-exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LANG=C.UTF-8 CI="$CI" chroot "$@"
-"""
 
 
 class Missing(Exception):
@@ -169,48 +161,38 @@ def run_index(cell: Cell, wheels: List[str]) -> str:
     return command(python, "-I", "-W", "ignore", "-c", VERSIONS) + command(python, *PYTEST)
 
 
-def mirror() -> List[str]:
-    """Where this machine gets Debian from, as an argument for mmdebstrap; nothing where that isn't to be seen."""
-    for name in (*glob.glob("/etc/apt/sources.list.d/*.sources"), "/etc/apt/sources.list", *glob.glob("/etc/apt/sources.list.d/*.list")):
-        if os.path.exists(name):
-            with open(name, encoding="utf-8") as file:
-                address = re.search(r"^(?:URIs:|deb (?:\[.*?\])?)\s*(https?://\S+/debian/?)(?:\s|$)", file.read(), re.MULTILINE)
-            if address:
-                return [address[1]]
-    return []
-
-
 def run_debian(cell: Cell) -> str:
     """The tests passed with a distribution's Python and libraries, built with its own tools. Raises Missing, Broken."""
-    missing = [tool for tool in ("mmdebstrap", "unshare", "chroot") if not shutil.which(tool)]
-    if os.geteuid() != 0:
-        raise Missing("root, to enter a Debian tree")
+    missing = roots.missing("chroot")
     if missing:
-        raise Missing(f"{' '.join(missing)}: apt-get install mmdebstrap")
+        raise Missing(missing)
+    try:
+        tree = roots.root(cell.suite)
+    except roots.Broken as broken:
+        raise Broken(str(broken)) from broken
     place = os.path.join(CACHE, cell.name)
-    tree, stamp = os.path.join(place, "tree"), os.path.join(place, ".made")
-    inside = (*SEPARATE, ENTER, "enter", tree, "/cell/bin/python")
-    key = digest(place, cell.suite, HOSTS, *PACKAGES)
+    stamp = os.path.join(place, ".made")
+
+    def inside(*words: str) -> str:
+        # CI: hypothesis draws the same examples each time then
+        environment = {"HOME": "/tmp", "CI": os.environ.get("CI", "")}
+        return command(*roots.entering([tree], place, words, empty="tmp run", bind=(CACHE, "/run/cache"), environment=environment))
+
+    key = digest(place, tree)
     if not is_made(stamp, key):
         remove(place)
-        os.makedirs(place)
-        # a mirror that is a snapshot has release files past their date, and the tree is only ever used for tests
-        options = ("--aptopt=Acquire::Check-Valid-Until false", "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/man/*")
-        command("mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *options, cell.suite, tree, *mirror())
-        with open(os.path.join(tree, "etc", "hosts"), "w", encoding="ascii") as file:
-            file.write(HOSTS)
-        command(*SEPARATE, ENTER, "enter", tree, "python3", "-m", "venv", "--system-site-packages", "/cell")
-        shutil.copytree(os.path.join(CACHE, "tools"), os.path.join(tree, "tools"))
+        inside("python3", "-m", "venv", "--system-site-packages", "/cell")
         # without dependencies: the pins name them all, and the distribution's pip may be too old to read what it does not need
-        tools = [f"/tools/{os.path.basename(wheel)}" for wheel in glob.glob(os.path.join(tree, "tools", "*.whl"))]
-        command(*inside, *PIP, "install", "--no-index", "--no-deps", *tools)
+        tools = [f"/run/cache/tools/{os.path.basename(wheel)}" for wheel in glob.glob(os.path.join(CACHE, "tools", "*.whl"))]
+        inside("/cell/bin/python", *PIP, "install", "--no-index", "--no-deps", *tools)
         make_stamp(stamp, key)
-    remove(os.path.join(tree, "checkout"))
-    shutil.copytree(os.path.join(CACHE, "source"), os.path.join(tree, "checkout"), ignore=shutil.ignore_patterns("build", "*.egg-info"))
-    command(*inside, *PIP, "uninstall", "--yes", "scx-enroll")
-    command(*inside, *PIP, "install", "--no-index", "--no-build-isolation", "/checkout")
+    # a copy: building leaves files
+    inside("sh", "-ec", "rm -rf /checkout; cp -r /run/cache/source /checkout; rm -rf /checkout/build /checkout/*.egg-info")
+    python = "/cell/bin/python"
+    inside(python, *PIP, "uninstall", "--yes", "scx-enroll")
+    inside(python, *PIP, "install", "--no-index", "--no-build-isolation", "/checkout")
     there = "import os, sys; os.chdir('/checkout'); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    return command(*inside, "-I", "-W", "ignore", "-c", VERSIONS) + command(*inside, "-I", "-c", there, *PYTEST)
+    return inside(python, "-I", "-W", "ignore", "-c", VERSIONS) + inside(python, "-I", "-c", there, *PYTEST)
 
 
 def run(cell: Cell, wheels: List[str]) -> Tuple[str, bool, Optional[str]]:
