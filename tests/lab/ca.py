@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ipaddress
 import json
 import os
 import signal
@@ -33,7 +34,7 @@ from .switches import LANGUAGES, described
 __all__ = ["LabCA", "main"]
 
 DESCRIPTION = """\
-A stand-in for Active Directory Certificate Services with its web enrollment pages (/certsrv/), over HTTPS on 127.0.0.1. It issues
+A stand-in for Active Directory Certificate Services with its web enrollment pages (/certsrv/), over HTTPS. It issues
 real certificates from keys that it makes at each start, and misbehaves on demand. Started with --directory alone it serves until
 Ctrl-C; with an option of the second group it steers the one that runs in that directory, and returns at once."""
 
@@ -103,6 +104,14 @@ def port(text: str) -> int:
     return int(text)
 
 
+def address(text: str) -> str:
+    """Return an IPv4 address."""
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"an IPv4 address expected, not {text!r}") from None
+
+
 def epilog() -> str:
     """Return what stands below the options: files, examples, and every switch with its default, choices and meaning."""
     lines: List[str] = []
@@ -127,7 +136,14 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--directory", required=True, type=Path, metavar="DIR", help="where its files are; made if it is missing")
     serve = found.add_argument_group("serving")
-    serve.add_argument("--port", type=port, default=0, help="what it listens on; 0: any free one (default)")
+    serve.add_argument("--port", type=port, default=0, help="where it listens; 0: any free one (default)")
+    serve.add_argument(
+        "--address", type=address, default="127.0.0.1", help="what it listens on, in the HTTPS certificate too (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--server-name", default="ca.lab.test", metavar="NAME",
+        help="its host name in the HTTPS certificate, with localhost (default: %(default)s)",
+    )  # fmt: skip
     serve.add_argument("--name", default="Lab Issuing CA", help="the CA's name (default: %(default)s)")
     serve.add_argument("--user", default="LAB\\svc-enroll", help="the account that is let in (default: %(default)s)")
     serve.add_argument("--password", default="", help="its password (default: made up, in DIR/password)")
@@ -191,6 +207,8 @@ def serve(options: argparse.Namespace) -> int:
     lab = LabCA(
         directory,
         port=options.port,
+        address=options.address,
+        server_name=options.server_name,
         user=options.user,
         password=options.password,
         name=options.name,

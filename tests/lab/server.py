@@ -55,10 +55,10 @@ class Seen:
 
 
 class LabCA:
-    """An `Authority` behind HTTPS on 127.0.0.1, in a thread of this process.
+    """An `Authority` behind HTTPS on `address`, in a thread of this process.
 
     `directory` gets server-trust.pem (the root of the HTTPS certificate, unrelated to the CA) and issuer-trust.pem (the CA's
-    roots). `server` is "localhost:PORT". `authority.posts` counts the submissions that were let in, `count_post` all POSTs.
+    roots). `server` is "localhost:PORT", or with another address than 127.0.0.1 "SERVER_NAME:PORT". `authority.posts` counts the submissions that were let in, `count_post` all POSTs.
     `on_request` is called before each request; `twist` gets "get" or "post" and each page's bytes, and returns what is sent instead.
     Further keyword arguments go to `Authority`.
     """
@@ -68,6 +68,7 @@ class LabCA:
         directory: os.PathLike[str],
         *,
         port: int = 0,
+        address: str = "127.0.0.1",
         server_name: str = "ca.lab.test",
         user: str = "LAB\\svc-enroll",
         password: str = "",
@@ -89,8 +90,9 @@ class LabCA:
         self.twist: Optional[Callable[[str, bytes], bytes]] = None
         self._lock = threading.RLock()
         self._port = port
+        self._address = address
         self._httpd: Optional[_Server] = None
-        self._contexts = webcerts.contexts(self.directory, server_name)
+        self._contexts = webcerts.contexts(self.directory, server_name, address)
         self.server_trust = str(self.directory / "server-trust.pem")
         self.issuer_trust = str(self.directory / "issuer-trust.pem")
         self.write_issuer_trust()
@@ -113,7 +115,7 @@ class LabCA:
     def start(self) -> None:
         """Bind and serve in a background thread; after `stop()`, on the same port again."""
         handler = type("Handler", (_Handler,), {"lab": self})
-        self._httpd = _Server(("127.0.0.1", self._port), handler)
+        self._httpd = _Server((self._address, self._port), handler)
         self._port = int(self._httpd.server_address[1])
         threading.Thread(target=self._httpd.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -133,7 +135,8 @@ class LabCA:
     @property
     def server(self) -> str:
         """What to write after `server =`."""
-        return f"localhost:{self._port}"
+        name = "localhost" if self._address == "127.0.0.1" else self.server_name
+        return f"{name}:{self._port}"
 
     @property
     def url(self) -> str:

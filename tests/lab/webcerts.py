@@ -19,8 +19,11 @@ from .authority import DAY, YEAR, make_ca, moment, to_der, to_pem
 _Issuer = Tuple[Optional[x509.Certificate], ec.EllipticCurvePrivateKey]
 
 
-def contexts(directory: Path, name: str) -> Dict[str, ssl.SSLContext]:
-    """Write server-trust.pem and return TLS contexts: the good one under "", the bad ones under the names of the switch."""
+def contexts(directory: Path, name: str, address: str = "127.0.0.1") -> Dict[str, ssl.SSLContext]:
+    """Write server-trust.pem and return TLS contexts: the good one under "", the bad ones under the names of the switch.
+
+    The good one is for `name`, `address`, and localhost with its addresses.
+    """
     now = time.time()
     key, root_key, unknown_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
     root = make_ca("Lab Web Root", root_key, now - YEAR, now + 10 * YEAR)
@@ -38,7 +41,8 @@ def contexts(directory: Path, name: str) -> Dict[str, ssl.SSLContext]:
     }
     found = {}
     for switch, (dns, times, issuer) in leaves.items():
-        leaf = _leaf(dns, key, times, issuer, addresses=switch != "wrong-name")
+        addresses = () if switch == "wrong-name" else sorted({address, "127.0.0.1", "::1"})
+        leaf = _leaf(dns, key, times, issuer, addresses)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         path = directory / f".web{'-' + switch if switch else ''}.pem"
@@ -54,12 +58,15 @@ def contexts(directory: Path, name: str) -> Dict[str, ssl.SSLContext]:
 
 
 def _leaf(
-    names: Sequence[str], key: ec.EllipticCurvePrivateKey, span: Tuple[float, float], issuer: _Issuer, *, addresses: bool
+    names: Sequence[str],
+    key: ec.EllipticCurvePrivateKey,
+    span: Tuple[float, float],
+    issuer: _Issuer,
+    addresses: Sequence[str],
 ) -> bytes:
     certificate, issuer_key = issuer
     alternatives: List[x509.GeneralName] = [x509.DNSName(name) for name in names]
-    if addresses:
-        alternatives += [x509.IPAddress(ipaddress.ip_address(text)) for text in ("127.0.0.1", "::1")]
+    alternatives += [x509.IPAddress(ipaddress.ip_address(text)) for text in addresses]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     leaf = (
         x509.CertificateBuilder()
