@@ -12,6 +12,9 @@ From a shell: `python -m tests.lab.agent --root DIR make --port 1270`, then `sta
 
 Absolute links in the tree are meant inside the root. What the server process does is in `standin`. Nothing outlives the test:
 the server ends itself when the tree or the process that made it is gone.
+
+With `--root / make --machine`, on a machine that is for nothing else, the agent stands at its real paths with an account and a
+unit of its own (`machine` boots such machines). Nothing ends it there but systemd.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import datetime as dt
 import hashlib
 import json
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -80,6 +84,25 @@ keyfile=/etc/opt/microsoft/scx/ssl/scx-key.pem
 agentprogram=/opt/microsoft/scx/bin/omiagent
 """
 
+# as the packages bring it, but for the links to OpenSSL that it looks after before each start
+UNIT = """[Unit]
+Description=OMI CIM Server
+After=network.target
+
+[Service]
+Type=forking
+PIDFile={place.pid}
+ExecStart={place.bin}/{place.server} -d
+ExecStop={place.bin}/{place.server} -s
+ExecReload={place.bin}/{place.server} -r
+TimeoutStartSec=5
+Restart=on-failure
+RestartSec=5s
+
+[Install]
+WantedBy=multi-user.target
+"""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -98,12 +121,28 @@ def fingerprint(der: Optional[bytes]) -> str:
     return hashlib.sha256(der).hexdigest() if der else ""
 
 
+def served_leaf(port: int, timeout: float = 5.0, address: str = "127.0.0.1") -> Optional[bytes]:
+    """Return the DER of the leaf that a port serves, None if nothing listens or answers TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection((address, port), timeout=timeout) as plain, context.wrap_socket(plain) as secure:
+            der = secure.getpeercert(binary_form=True)
+            with contextlib.suppress(OSError):  # the agent never answers close_notify
+                secure.unwrap()
+            return der
+    except OSError:
+        return None
+
+
 class LabHost:
     """The host's tree beneath `root`, and the means to run and to disturb its agent.
 
     `layout`: "omi" (today's), "classic-omi" (scx 1.5), "omi-regular" (omi.pem a regular file with the package's marker, as a
     fresh OMI or an OMI upgrade leaves it), "pegasus". `key`: as `selfsigned.make_key` takes it. `port` 0: a free one.
-    `account`: uid and gid of the agent's user; by default the caller's own, for root 990.
+    `account`: uid and gid of the agent's user; by default the caller's own, for root 990. `machine`: the root is /, of a machine that
+    is for nothing else: its identity stays as it is, the account is a real one, and the server is a unit of its systemd.
     """
 
     def __init__(
@@ -118,9 +157,12 @@ class LabHost:
         account: Optional[Tuple[int, int]] = None,
         owned: bool = True,
         make: bool = True,
+        machine: bool = False,
     ) -> None:
         """Make the tree; with `make=False`, take one that stands there. `owned`: the server ends with this process."""
-        self.root = os.path.realpath(root)
+        self.root = os.path.realpath(root).rstrip("/")
+        if make and machine != (self.root == ""):
+            raise ValueError("a machine's own agent stands at /, and no other does")
         self._reservation = -1  # a bare descriptor: forgetting to close it must not be a warning in somebody's test
         if not make:
             knobs = standin.load_knobs(self.root)
@@ -139,10 +181,11 @@ class LabHost:
         self.host = host
         self.domain = domain
         self.place = standin.PLACES[layout]
-        self.port = port or self._free_port()
-        own = OMI_ACCOUNT if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+        self.machine = machine
+        self.port = port or (1270 if machine else self._free_port())
+        own = _system_account() if machine else OMI_ACCOUNT if os.geteuid() == 0 else (os.geteuid(), os.getegid())
         self.account = account or own
-        self._lay_out(key, owned=owned)
+        self._lay_out(key, owned=owned and not machine)
 
     def __enter__(self) -> LabHost:
         """Return the host; the agent is not started."""
@@ -190,15 +233,9 @@ class LabHost:
 
     def _lay_out(self, key: str, *, owned: bool) -> None:
         place = self.place
-        os.makedirs(self.root, mode=0o755, exist_ok=True)
-        self._file("/etc/passwd", f"root:x:0:0:root:/root:/bin/sh\nomi:x:{self.account[0]}:{self.account[1]}::/:/bin/false\n")
-        self._file("/etc/group", f"root:x:0:\nomi:x:{self.account[1]}:\n")
-        fqdn = f"{self.host}.{self.domain}" if self.domain else self.host
-        self._file("/etc/hostname", f"{self.host}\n")
-        self._file("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {fqdn} {self.host}\n")
-        self._file("/etc/resolv.conf", f"domain {self.domain}\n" if self.domain else "")
-        self._file("/etc/nsswitch.conf", "hosts: files dns\n")
-        self._file("/etc/machine-id", hashlib.sha256(self.root.encode()).hexdigest()[:32] + "\n", 0o444)
+        os.makedirs(self.root or "/", mode=0o755, exist_ok=True)
+        if not self.machine:
+            self._identify()
         for folder in (place.pid, place.log, place.certificate, "/etc/opt/microsoft/scx/ssl/scx.pem", "/lab/x", "/run/x", "/tmp/x"):
             os.makedirs(os.path.dirname(self.path(folder)), mode=0o755, exist_ok=True)
         start = standin.start_time(os.getpid())
@@ -210,6 +247,7 @@ class LabHost:
             "account": list(self.account),
             "new_key": key,
             "owner": [os.getpid(), start] if owned else None,
+            **({"machine": True} if self.machine else {}),
         }
         Path(self.path("/lab/knobs.json")).write_text(json.dumps(knobs), encoding="utf-8")
         for source in (standin.__file__, selfsigned.__file__):
@@ -224,6 +262,24 @@ class LabHost:
         os.makedirs(self.path("/usr/sbin"), exist_ok=True)
         os.symlink(f"{TOOLS}/scxadmin", self.path("/usr/sbin/scxadmin"))
         self._make_pair(key)
+        if self.machine:
+            unit = standin.UNITS[self.layout]
+            self._file(f"/lib/systemd/system/{unit}.service", UNIT.format(place=place))
+            # a package does it after the unit is there, in an image as well as on a machine that runs
+            if os.path.isdir("/run/systemd/system"):
+                subprocess.run(["systemctl", "daemon-reload"], check=True)
+            subprocess.run(["systemctl", "--quiet", "enable", unit], check=True)
+
+    def _identify(self) -> None:
+        """Make the tree one of a host with a name and accounts."""
+        self._file("/etc/passwd", f"root:x:0:0:root:/root:/bin/sh\nomi:x:{self.account[0]}:{self.account[1]}::/:/bin/false\n")
+        self._file("/etc/group", f"root:x:0:\nomi:x:{self.account[1]}:\n")
+        fqdn = f"{self.host}.{self.domain}" if self.domain else self.host
+        self._file("/etc/hostname", f"{self.host}\n")
+        self._file("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {fqdn} {self.host}\n")
+        self._file("/etc/resolv.conf", f"domain {self.domain}\n" if self.domain else "")
+        self._file("/etc/nsswitch.conf", "hosts: files dns\n")
+        self._file("/etc/machine-id", hashlib.sha256(self.root.encode()).hexdigest()[:32] + "\n", 0o444)
 
     def _make_pair(self, kind: str) -> None:
         made = selfsigned.make_key(kind)
@@ -266,7 +322,7 @@ class LabHost:
             interpreter = f"#!/bin/sh\n''''exec \"{sys.executable}\" {flags} \"$0\" \"$@\" # '''\n"
         body = (
             "import os, sys\n"
-            f"root = os.path.normpath(os.path.join(os.path.dirname(os.path.realpath(__file__)), {up!r}))\n"
+            f"root = os.path.normpath(os.path.join(os.path.dirname(os.path.realpath(__file__)), {up!r})).rstrip('/')\n"
             "sys.path.insert(0, root + '/lab')\n"
             f"import {module}\n"
             f"sys.exit({module}.{name}(root, sys.argv[1:]))\n"
@@ -329,17 +385,7 @@ class LabHost:
 
     def served(self, timeout: float = 5.0, address: str = "127.0.0.1") -> Optional[bytes]:
         """Return the DER of the leaf that the port serves, None if nothing listens or answers TLS."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        try:
-            with socket.create_connection((address, self.port), timeout=timeout) as plain, context.wrap_socket(plain) as secure:
-                der = secure.getpeercert(binary_form=True)
-                with contextlib.suppress(OSError):  # the agent never answers close_notify
-                    secure.unwrap()
-                return der
-        except OSError:
-            return None
+        return served_leaf(self.port, timeout, address)
 
     @property
     def pid(self) -> int:
@@ -614,6 +660,19 @@ class LabHost:
             self.restart()
 
 
+def _system_account() -> Tuple[int, int]:
+    """Return uid and gid of this machine's own `omi`, made as its package does where there is none."""
+    try:
+        entry = pwd.getpwnam("omi")
+    except KeyError:
+        subprocess.run(
+            ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/home/omi", "--shell", "/bin/false", "omi"],
+            check=True,
+        )
+        entry = pwd.getpwnam("omi")
+    return entry.pw_uid, entry.pw_gid
+
+
 # the program
 
 
@@ -628,6 +687,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--host", default="host1")
     make.add_argument("--domain", default="lab.test")
     make.add_argument("--key", default="rsa:2048", help="rsa:2048, rsa:3072, ec:secp256r1, ...")
+    make.add_argument("--machine", action="store_true", help="at / of a machine that is for nothing else, as a unit of its systemd")
     make.add_argument("--owner", type=int, default=0, metavar="PID", help="the agent ends itself when this process is gone")
     for verb, text in (
         ("start", "start the agent and wait for its port"),
@@ -661,7 +721,7 @@ def _show(host: LabHost) -> Dict[str, Any]:
     leaf, served = host.leaf(), host.served()
     name = host.path(host.certificate)
     return {
-        "root": host.root,
+        "root": host.root or "/",
         "layout": host.layout,
         "port": host.port,
         "certificate": host.certificate,
@@ -678,7 +738,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     options = _parser().parse_args(arguments)
     if options.verb == "make":
         host = LabHost(
-            options.root, options.layout, options.port, options.host, options.domain, options.key, owned=False
+            options.root, options.layout, options.port, options.host, options.domain, options.key, owned=False, machine=options.machine
         )
         if options.owner:
             host.knobs(owner=[options.owner, standin.start_time(options.owner)])

@@ -2,7 +2,7 @@
 
 Standard library only: it is copied into the host tree (/lab/standin.py) and run there by a bare interpreter. Each program finds
 its root from its own place, and the server process through the pid file beneath that root, never by name, so that many trees
-can run side by side. Everything is from the facts page on the agent; section numbers below are that page's.
+can run side by side. With the knob `machine` the root is a machine's own, "", and systemd keeps the server. Everything is from the facts page on the agent; section numbers below are that page's.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ PLACES = {
     ),
 }
 PLACES["omi-regular"] = PLACES["omi"]._replace(layout="omi-regular")
+UNITS = {"omi": "omid", "omi-regular": "omid", "classic-omi": "scx-cimd", "pegasus": "scx-cimd"}
 
 
 class Refused(Exception):
@@ -699,7 +700,9 @@ def _stop(root: str, place: Place) -> int:
     if knobs.get("ignore_restart") or (pid and knobs.get("stray") == pid):
         return 0  # a process outside the unit: stopping the unit does not reach it
     _stop_respawner(root)
-    if pid:
+    if _has_unit(knobs):
+        _systemctl("stop", place)  # what runs outside the unit is not reached
+    elif pid:
         os.kill(pid, signal.SIGTERM)
     elif knobs.get("unit_clears_pid"):
         _unlink(root + place.pid)
@@ -726,6 +729,10 @@ def _start(root: str, place: Place) -> int:
     if limit and _recent(root, float(limit[1])) > int(limit[0]):
         print("omi is started.")
         return 0
+    if _has_unit(knobs) and _systemctl("start", place) == 0:
+        print("omi is started.")
+        return 0
+    # where there is no unit, or it is masked or over its start limit: this always "works", in whatever control group called it
     program = f"{root}{place.bin}/{place.server}"
     pid = os.fork()
     if not pid:
@@ -733,6 +740,16 @@ def _start(root: str, place: Place) -> int:
     os.waitpid(pid, 0)
     print("omi is started.")
     return 0
+
+
+def _has_unit(knobs: Dict[str, Any]) -> bool:
+    """Tell whether this is a machine of its own, whose systemd runs."""
+    return bool(knobs.get("machine")) and os.path.isdir("/run/systemd/system")
+
+
+def _systemctl(verb: str, place: Place) -> int:
+    sys.stdout.flush()
+    return os.spawnlp(os.P_WAIT, "systemctl", "systemctl", verb, UNITS[place.layout])
 
 
 def _attempt(root: str) -> int:
