@@ -10,9 +10,14 @@ def main() -> int:
     """Run the command line; returns the exit status (docs/exit-status.md)."""
     try:
         idle.open_standard_files()
-        status = idle.answer(sys.argv[1:])
-        if status is not None:
-            return status
+        asked = sys.argv[1:]
+        if asked[:1] == ["idle"]:
+            if idle.answer(["run", "--unattended", *asked[1:]], silent=True) == 0:
+                return idle.STANDS
+        else:
+            status = idle.answer(asked)
+            if status is not None:
+                return status
         if sys.flags.no_site:  # the packages' command: an idle run needs none of the distribution's libraries
             import site
 

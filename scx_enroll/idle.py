@@ -30,6 +30,7 @@ CONNECT_S = 5.0  # to a port of this host; an agent that is busy answers in mill
 CLOSE_S = 0.5
 ADDRESSES = ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1"))  # the agent binds the wildcard, dual-stack where it can
 FLAGS = ("--unattended", "--json")  # of `run`
+STANDS = 75  # exit status of `idle`: none of a run's, and for systemd's ExecCondition= neither a failure
 MAX_WAIT_DIGITS = 4  # what is longer the whole program looks at
 
 
@@ -184,8 +185,8 @@ CLAIMS = {  # what was seen, and how it is seen now
 }
 
 
-def answer(arguments: list[str]) -> int | None:
-    """Give the last answer again and return its exit status; None where the whole program must look."""
+def answer(arguments: list[str], *, silent: bool = False) -> int | None:
+    """Give the last answer again and return its exit status; None where the whole program must look. `silent`: in no words."""
     try:
         asked = _asked(arguments)
         if asked is None:
@@ -202,9 +203,9 @@ def answer(arguments: list[str]) -> int | None:
             return None
     except Exception:  # noqa: BLE001 - whatever is wrong, the whole program finds it again, and has the words for it
         return None
-    if "--json" in asked:
+    if "--json" in asked and not silent:
         say(sys.stdout, document)
-    elif not quiet or status:
+    elif (not quiet or status) and not silent:
         say(sys.stderr if int(ended) else sys.stdout, text)
     return status
 

@@ -192,6 +192,30 @@ def test_an_image_without_an_agent_looks_every_hour(scene: Scene, capsys: Any) -
     assert answer(scene) is None
 
 
+def idles(scene: Scene, *arguments: str) -> int:
+    """The exit status of the unit's condition, which says nothing."""
+    done = subprocess.run([*scene.argv("run")[:1], "idle", *scene.argv("run")[2:], *arguments], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("", "") or done.returncode == 2
+    return done.returncode
+
+
+@pytest.mark.slow
+def test_the_units_condition_lets_a_run_pass_that_has_nothing_to_do(scene: Scene) -> None:
+    """75 skips the service and its sandbox; a change, an answer that needs a person, and a defect of the premises do not."""
+    assert whole(scene) == 0
+    assert idles(scene) == idle.STANDS == 75
+    assert json.loads(Path(scene.host.root, "run/scx-enroll/status.json").read_text())["time"] >= int(time.time()) - 5
+    assert idles(scene, "--bogus") == 2
+    rewrite(scene, quiet_status="13")
+    assert idles(scene) == 0
+    rewrite(scene, quiet_status="0")
+    assert idles(scene) == 75
+    scene.host.kill()
+    assert idles(scene) == 0
+    (scene.state / "premises").unlink()
+    assert idles(scene) == 0
+
+
 def bare(tmp_path: Path) -> Tuple[Path, List[str]]:
     """A host where the package was installed and nothing else was done, and the timer's command line for it."""
     etc = tmp_path / "host" / "etc" / "scx-enroll"
