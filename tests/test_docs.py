@@ -1,5 +1,6 @@
 """What the pages for operators say is true: their commands run, their messages are shown, their keys exist, their links lead somewhere."""
 
+import errno
 import json
 import os
 import re
@@ -13,13 +14,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import scx_enroll
-from scx_enroll import arguments, config, request
+from scx_enroll import arguments, config, durable, request
+from scx_enroll.errors import HostError
 from scx_enroll.rootfs import Root
 from tests.lab.agent import LabHost
 from tests.lab.authority import pkcs7
 from tests.lab.ca import LabCA
 
-PAGES = ("README.md", "CHANGELOG.md", "docs/bench.md", "docs/decisions.md", "docs/exit-status.md", "docs/fleet.md", "docs/state.md", "docs/status.md", "packaging/README.md")
+PAGES = ("README.md", "CHANGELOG.md", "docs/bench.md", "docs/decisions.md", "docs/exit-status.md", "docs/fleet.md", "docs/packages.md", "docs/state.md", "docs/status.md", "packaging/README.md")
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "scx-enroll")
 USER = "CORP\\svc-scx-enroll"
 HOST, DOMAIN = "lin01", "corp.example"
@@ -28,6 +30,7 @@ HOST, DOMAIN = "lin01", "corp.example"
 IN_THE_LAB = (
     (r"^systemctl .*$", ":"),  # there is no systemd in the tree
     (r"^journalctl .*$", ":"),
+    (r"^(?:apt|dnf|zypper) .*$", ":"),
     (r"\bscx-enroll (?=(?:run|status|csr|install|submit|ca-cert|hold|release|rollback)\b)", "{program} --root {root} --live "),
     (r"lin01\.corp\.example:1270", "127.0.0.1:{port}"),
     (r"ca01\.corp\.example", "{server}"),
@@ -144,9 +147,60 @@ def test_a_command_of_the_pages_does_not_work(checkout, site, page):
 
 
 @pytest.mark.checkout
-def test_two_pages_install_differently(checkout):
-    """The README's installation is the one of packaging/README.md, which is tested."""
-    assert blocks(checkout, "README.md", "sh")[0] == blocks(checkout, "packaging/README.md", "sh")[0]
+@pytest.mark.parametrize("page", ["README.md", "docs/packages.md", "packaging/README.md"])
+def test_a_page_installs_another_version(checkout, page):
+    """The files that the pages install are those that `make packages` builds from this checkout."""
+    named = set(re.findall(r"\bscx-enroll[_-][0-9]\S*\.(?:deb|rpm)\b", text_of(checkout, page)))
+    assert named == {f"scx-enroll_{scx_enroll.__version__}-1_all.deb", f"scx-enroll-{scx_enroll.__version__}-1.noarch.rpm"}
+
+
+def paths_in(checkout, page, heading):
+    """What the first column of a section's table names; a bare name lies beside the first of its row."""
+    section = text_of(checkout, page).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [re.findall("`(.+?)`", cell) for cell in re.findall(r"^\| (`.+?) \|", section, re.MULTILINE)]
+    return [name if "/" in name else os.path.join(os.path.dirname(row[0]), name) for row in rows for name in row]
+
+
+@pytest.mark.checkout
+def test_a_file_of_the_packages_without_a_word(checkout):
+    """docs/packages.md names every path of nfpm.yaml, or a folder with all that is in it; and none that is not there."""
+    named = paths_in(checkout, "docs/packages.md", "What is in them")
+    delivered = re.findall(r"dst: ([^\s,}]+)", text_of(checkout, "packaging/nfpm.yaml"))
+    folders = tuple(name for name in named if name.endswith("/"))
+    parents = tuple(path for path in delivered if any(name.startswith(path + "/") for name in named))
+    assert [path for path in delivered if path not in (*named, *parents) and not f"{path}/".startswith(folders)] == []
+    assert [name for name in named if not any(f"{path}/".startswith(name.rstrip("/") + "/") for path in delivered)] == []
+
+
+@pytest.mark.checkout
+def test_an_interpreter_of_the_rpm_without_a_word(checkout):
+    """docs/packages.md names the libraries of each Python that the rpm can use."""
+    table = text_of(checkout, "docs/packages.md").partition("\n## Which release can do what\n")[2].partition("\n## ")[0]
+    libraries = re.findall(r"\bpython[0-9.]+-(?:cryptography|requests)\b", text_of(checkout, "packaging/nfpm.yaml"))
+    assert len(set(libraries)) == 10
+    assert [name for name in libraries if name not in table] == []
+
+
+@pytest.mark.checkout
+def test_a_file_of_packaging_without_a_word(checkout):
+    """packaging/README.md names every file of packaging/ and systemd/, and no other."""
+    files = set()
+    for folder in ("packaging", "packaging/scripts", "packaging/examples", "systemd"):
+        beneath = os.path.relpath(folder, "packaging")
+        files |= {os.path.normpath(os.path.join(beneath, entry.name)) for entry in os.scandir(os.path.join(checkout, folder)) if entry.is_file()}
+    named = paths_in(checkout, "packaging/README.md", "The files")
+    assert sorted(named) == sorted(files - {"README.md"})
+
+
+@pytest.mark.checkout
+def test_an_example_goes_elsewhere(checkout):
+    """Every example is used or named by a page, and copied to where it says itself."""
+    text = text_of(checkout, "docs/packages.md")
+    copied = dict(re.findall(r"^install .*/usr/share/doc/scx-enroll/examples/(\S+) (\S+)$", text, re.MULTILINE))
+    for name in os.listdir(os.path.join(checkout, "packaging", "examples")):
+        meant = re.search(r"[Cc]opy to (/\S+?),? ", text_of(checkout, f"packaging/examples/{name}").replace("\n# ", " "))[1]
+        assert copied.pop(name, None) == meant or name == "scx-enroll.sudoers"
+    assert copied == {}
 
 
 @pytest.mark.checkout
@@ -254,9 +308,23 @@ def table(checkout):
 
 @pytest.mark.checkout
 def test_a_message_of_the_readme_that_no_test_brings_about(checkout):
-    """Each row of the table has its cause below, and each cause its row."""
-    rows = [message for message, _ in table(checkout)]
+    """Each row of the table has its cause above, and each cause its row; the last row is that of the sandbox."""
+    *rows, sandbox = [message for message, _ in table(checkout)]
     assert [[start for start in CAUSES if message.startswith(start)] for message in rows] == [[start] for start in CAUSES]
+    assert sandbox.startswith("can't write ")
+
+
+@pytest.mark.checkout
+def test_the_cure_for_the_sandbox_is_not_what_the_program_says(checkout):
+    """A folder that only the service can't write: the row has the message and the status, and what the hint says is in the pages."""
+    message, status = table(checkout)[-1]
+    path = re.fullmatch("can't write (/.+): .+", message)[1]
+    with pytest.raises(HostError) as said, durable.explained(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    assert (said.value.message, said.value.exit_status) == (message, status)
+    opened = f"ReadWritePaths={os.path.dirname(path)}"
+    assert said.value.hint.endswith(f"with the lines [Service] and {opened}")
+    assert f"[Service]\n{opened}\n" in text_of(checkout, "packaging/examples/drop-in-moved-files.conf")
 
 
 @pytest.mark.slow
