@@ -63,9 +63,13 @@ def come_back(site: Site, agent: Agent, leaf: str, *, stopped: bool) -> service.
         return _await(site, agent, leaf, (0, 0))
 
 
-def _identity(site: Site, agent: Agent) -> Tuple[int, int]:
+def _instance(site: Site, agent: Agent) -> Tuple[int, int]:
+    """Return what tells one start of the agent from another, (0, 0) for nothing: its process, and when that wrote its pid file.
+
+    Not when the process began: the sandbox of the timer's run does not show it.
+    """
     pid = agents.pid(site.root, agent)
-    return pid, service.start_time(pid) if pid else 0
+    return pid, site.root.aside().entry(agent.pid_file).ctime_ns if pid else 0
 
 
 def _await(site: Site, agent: Agent, leaf: str, before: Tuple[int, int]) -> service.Served:
@@ -75,7 +79,7 @@ def _await(site: Site, agent: Agent, leaf: str, before: Tuple[int, int]) -> serv
         lambda: agents.process(site.root, agent),
         site.patience,
         site.waiting,
-        lambda: before[1] != 0 and _identity(site, agent) == before,
+        lambda: before[1] != 0 and _instance(site, agent) == before,
     )
 
 
@@ -116,7 +120,7 @@ def _bring_up(site: Site, agent: Agent, leaf: str, *, reserve: int) -> Tuple[ser
 
     `reserve`: restarts that must stay in the budget for the way back.
     """
-    before = _identity(site, agent)
+    before = _instance(site, agent)
     said = _control(site, agent, "-restart", leaf)
     seen = _await(site, agent, leaf, before)
     now = site.clock()

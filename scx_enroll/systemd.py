@@ -11,6 +11,7 @@ from typing import List, Tuple
 from scx_enroll.errors import HostError
 
 RUNNING = "/run/systemd/system"  # sd_booted(3)
+SOCKET = "/run/systemd/private"  # of the manager, for its own commands
 SERVICE = "scx-enroll.service"
 CONTROL = "scx-enroll-control.service"
 AGAIN = "scx-enroll-again"
@@ -32,9 +33,16 @@ def is_ours(groups: bytes) -> bool:
     return any(line.endswith(b"/" + SERVICE.encode()) for line in groups.splitlines())
 
 
-def age_s(started: int) -> float:
-    """Return how long ago the manager's process started, from its start time in clock ticks: a container is younger than its kernel."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+def age_s() -> float:
+    """Return how long ago the host was started: what the kernel says, or the manager's socket, which is younger in a container.
+
+    The lesser one, since a clock may have been set meanwhile. (Process 1 can't be asked: the sandbox hides it.)
+    """
+    uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
+    try:
+        return max(min(uptime, time.time() - os.stat(SOCKET).st_ctime), 0.0)
+    except OSError:
+        return uptime
 
 
 def as_unit(command: Tuple[str, ...], limit_s: float) -> Tuple[str, ...]:

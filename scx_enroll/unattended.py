@@ -3,7 +3,7 @@
 import json
 from typing import Optional
 
-from scx_enroll import service, systemd
+from scx_enroll import systemd
 from scx_enroll.errors import HostError
 from scx_enroll.rootfs import Root
 from scx_enroll.store import MAX_STATE_BYTES, STATUS
@@ -28,7 +28,7 @@ def look_again(status: int, until: Optional[int], now: int, *, others: bool = Fa
     `until`: when the run that ended with `status` would decide something else; `others`: they are at work, for nobody knows how long.
     """
     left = until - now if until is not None else HOUR_S
-    unsure = others or (status != 0 and systemd.age_s(service.start_time(1)) < HOUR_S)
+    unsure = others or (status != 0 and systemd.age_s() < HOUR_S)
     soon = min(left, SOON_S) if unsure else left
     return soon < HOUR_S and systemd.look_again(max(soon, 0) + 1) and soon != left
 

@@ -26,7 +26,7 @@ def arranged(monkeypatch: pytest.MonkeyPatch) -> List[int]:
         return True
 
     monkeypatch.setattr(systemd, "look_again", ask)
-    monkeypatch.setattr(systemd, "age_s", lambda _started: OLD_S)
+    monkeypatch.setattr(systemd, "age_s", lambda: OLD_S)
     return asked
 
 
@@ -44,14 +44,14 @@ def test_a_boot_at_which_things_come_late(
     arranged: List[int], monkeypatch: pytest.MonkeyPatch, until: Optional[int], seconds: int, short: bool
 ) -> None:
     """In the first hour network, clock, agent and CA may still come: a host that is not done looks every five minutes."""
-    monkeypatch.setattr(systemd, "age_s", lambda _started: YOUNG_S)
+    monkeypatch.setattr(systemd, "age_s", lambda: YOUNG_S)
     assert unattended.look_again(4, 1_000_000 + until if until is not None else None, 1_000_000) is short
     assert arranged == [seconds]
 
 
 def test_a_young_host_that_is_done_is_looked_at_for_nothing(arranged: List[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing is to be done, the hour after the boot is like any other."""
-    monkeypatch.setattr(systemd, "age_s", lambda _started: YOUNG_S)
+    monkeypatch.setattr(systemd, "age_s", lambda: YOUNG_S)
     assert unattended.look_again(0, None, 1_000_000) is False
     assert arranged == []
 
@@ -92,11 +92,19 @@ def test_a_tree_that_is_not_this_host_is_managed(tmp_path: Path) -> None:
     assert unattended.is_timed(Root(str(tmp_path))) is False
 
 
-def test_an_age_in_the_wrong_unit() -> None:
-    """A process that has just started is seconds old, whatever its kernel is."""
-    ticks = int(time.clock_gettime(time.CLOCK_BOOTTIME) * 100)  # USER_HZ, everywhere that Linux runs
-    assert -1 < systemd.age_s(ticks) < 5
-    assert systemd.age_s(0) == pytest.approx(time.clock_gettime(time.CLOCK_BOOTTIME), abs=5)
+def test_a_container_as_old_as_its_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container boots long after its kernel did; a clock that jumped forward since makes nobody older than the kernel."""
+    uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr(systemd, "SOCKET", str(tmp_path / "none"))
+    assert systemd.age_s() == pytest.approx(uptime, abs=5)
+    (tmp_path / "private").touch()
+    monkeypatch.setattr(systemd, "SOCKET", str(tmp_path / "private"))
+    assert 0 <= systemd.age_s() < 5
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 10 * 365 * 24 * HOUR_S)
+    assert systemd.age_s() == pytest.approx(uptime, abs=5)
+    monkeypatch.setattr(time, "time", lambda: now - HOUR_S)
+    assert systemd.age_s() == 0
 
 
 @pytest.mark.parametrize("left", [b"", b"[]", b"{}", b'{"error": "another"}', b"\xff", b"[" * 100_000])
