@@ -28,7 +28,7 @@ fast: $(ENV)/.test ## the tests that are done in seconds
 	$(PYTEST) -q -n auto -m "not slow"
 
 # Most of it waits for processes, so more workers than cores.
-slow: $(ENV)/.test
+slow: $(ENV)/.test $(ENV)/.packages
 	$(PYTEST) -q -n 4 -m slow
 
 lint: $(ENV)/.lint ## ruff and mypy --strict
@@ -81,6 +81,10 @@ $(ENV)/.test: tests/requirements.txt | $(ENV)/.package
 
 $(ENV)/.packaging: packaging/requirements.txt | $(ENV)/.made
 	$(PIP) install -r packaging/requirements.txt
+	@touch $@
+
+$(ENV)/.packages: tests/requirements-packages.txt | $(ENV)/.packaging
+	$(PIP) install -r tests/requirements-packages.txt
 	@touch $@
 
 $(ENV)/.lint: tests/requirements-lint.txt | $(ENV)/.test
