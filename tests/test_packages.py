@@ -33,11 +33,11 @@ DEPENDS = {
 REQUIRES = {
     "REQUIRENEVRS": [
         (
-            "((python3 >= 3.9 and python3-cryptography and python3-requests)"
-            " or (python3.12 and python3.12-cryptography and python3.12-requests)"
+            "((python3-cryptography and python3-requests) if python3 >= 3.9 else"
+            " ((python3.12 and python3.12-cryptography and python3.12-requests)"
             " or (python3.11 and python3.11-cryptography and python3.11-requests)"
             " or (python311 and python311-cryptography and python311-requests)"
-            " or (python39 and python39-cryptography and python39-requests))"
+            " or (python39 and python39-cryptography and python39-requests)))"
         ),
         "util-linux",
     ],
