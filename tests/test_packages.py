@@ -41,7 +41,7 @@ REQUIRES = {
         ),
         "util-linux",
     ],
-    "RECOMMENDNEVRS": ["python3-gssapi"],
+    "RECOMMENDNEVRS": ["(python3-gssapi if python3 >= 3.9)"],
     "SUGGESTNEVRS": ["python3-requests_ntlm"],
     **{tag: [] for tag in ("SUPPLEMENTNEVRS", "ENHANCENEVRS", "CONFLICTNEVRS", "OBSOLETENEVRS")},
 }
