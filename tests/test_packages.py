@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests import packages
+from tests.lab import roots
 
 pytestmark = pytest.mark.slow
 
@@ -389,3 +390,29 @@ def test_a_script_trips_over_the_shell(scripts):
     """Not a word from shellcheck; the names of the units are meant to be words."""
     packages.need("shellcheck")
     assert packages.output_of("shellcheck", "--shell=sh", "--exclude=SC2086", *scripts.values()) == ""
+
+
+# A Debian tree in which it is installed and purged.
+
+
+@pytest.mark.timeout(300)
+def test_a_purge_leaves_something_behind(built, tmp_path):
+    """piuparts finds a tree as it was before: nothing that the package's scripts made is left, nothing of others is changed."""
+    packages.need("piuparts")
+    if missing := roots.missing():
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(f"this machine lacks {missing}")
+    tree, mirror = roots.root("bookworm"), next(iter(roots.mirror()), "http://deb.debian.org/debian")
+    ran = subprocess.run(
+        [
+            "piuparts", "--existing-chroot", tree, "--distribution", "bookworm", "--mirror", f"{mirror} main", "--tmpdir", tmp_path,
+            "--no-check-valid-until", "--no-eatmydata",  # it may be a snapshot's; what fakes fsync is not in the tree
+            "--warn-on-debsums-errors",  # the tree has no documentation, and with the only man page its folder goes from these lists
+            "--ignore-regex", r"/var/lib/dpkg/info/.*\.list",
+            built.deb,
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout
+    assert "PASS: Installation and purging test." in ran.stdout
+    assert "INFO: Installation of ['./tmp/" in ran.stdout
+    assert not re.search(r"debsums: .*\(from scx-enroll package\)", ran.stdout), ran.stdout
