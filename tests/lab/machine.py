@@ -1,8 +1,8 @@
 """Throwaway Debian machines: a release's own systemd as the first process of a container, the agent at its real paths, a CA.
 
     with Image("trixie", tmp_path / "image") as image:
-        image.copy(package, "/root/scx-enroll.deb")
-        image.chroot("dpkg", "-i", "/root/scx-enroll.deb")
+        image.copy(package, "/srv/scx-enroll.deb")
+        image.chroot("dpkg", "-i", "/srv/scx-enroll.deb")
         image.install_agent()  # once for all machines of this image, or machine.install_agent() for a key of its own
         with Machine(image, "host1") as machine, machine.ca(tmp_path / "ca") as ca:
             machine.copy(ca.server_trust, "/etc/scx-enroll/https.pem")
@@ -47,7 +47,6 @@ Done = subprocess.CompletedProcess[str]
 PathName = Union[str, "os.PathLike[str]"]
 
 ADDRESS = "10.53.0.1"
-DOMAIN = "lab.test"
 CA_NAMES = ("ca01.lab.test", "ca02.lab.test", "ca.lab.test")
 LAB = ("/run/lab", os.path.dirname(os.path.abspath(__file__)))  # where a machine sees this package, and where it is
 ALONE = {"PYTHONPATH": LAB[0], "PYTHONDONTWRITEBYTECODE": "1"}
@@ -77,7 +76,7 @@ ENTER = """
 echo 0 >"/proc/$1/root/sys/fs/cgroup/init.scope/cgroup.procs"
 leader=$1
 shift
-exec nsenter --target "$leader" --all --wd=/ "$@"
+exec nsenter --target "$leader" --all "$@"
 """
 PUT = 'mkdir -p "$(dirname "$1")" && rm -f "$1" && umask 077 && cat >"$1" && chmod "$2" "$1"'
 
@@ -98,7 +97,7 @@ def missing() -> str:
     except OSError:
         return "version 2 of control groups, mounted and writable"
     with tempfile.TemporaryDirectory() as folder:
-        options = roots.overlay(["/usr/share/doc"], folder)
+        options = roots.overlay(["/etc"], folder)
         words = ["unshare", "--mount", "--net", "--pid", "--fork", "mount", "-t", "overlay", "overlay", "-o", options, f"{folder}/tree"]
         tried = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return f"overlays in name spaces: {tried.stdout.strip()}" if tried.returncode else ""
@@ -159,8 +158,8 @@ class Tree:
         """Run `python3 -m tests.lab.agent --root /` with a verb: show, scom-sign, omi-upgrade, set NAME=VALUE, ..."""
         return self.run("python3", "-m", "tests.lab.agent", "--root", "/", *words, check=check, env=ALONE)
 
-    def _make_agent(self, host: str, key: str, layout: str) -> None:
-        self.agent("make", "--machine", "--host", host, "--domain", DOMAIN, "--key", key, "--layout", layout)
+    def _make_agent(self, host: str, domain: str, key: str, layout: str) -> None:
+        self.agent("make", "--machine", "--host", host, "--domain", domain, "--key", key, "--layout", layout)
 
 
 class Image(Tree):
@@ -207,9 +206,11 @@ class Image(Tree):
 
     chroot = run
 
-    def install_agent(self, host: str = "host1", key: str = "rsa:2048", layout: str = "omi") -> None:
+    def install_agent(
+        self, host: str = "host1", key: str = "rsa:2048", layout: str = "omi", *, domain: str = "lab.test"
+    ) -> None:
         """The stand-in agent is installed and enabled; its pair is the same on all machines of this image."""
-        self._make_agent(host, key, layout)
+        self._make_agent(host, domain, key, layout)
 
 
 class Machine(Tree):
@@ -219,15 +220,16 @@ class Machine(Tree):
     unless the image has one.
     """
 
-    def __init__(self, image: Image, name: str, *, network: str = "up") -> None:
+    def __init__(self, image: Image, name: str, *, domain: str = "lab.test", network: str = "up") -> None:
         """Make its files and its network; it is not booted. While it is off, `off` is its files, to be changed."""
         if network not in ("up", "late"):
             raise ValueError(network)
         self.name = name
-        self.fqdn = f"{name}.{DOMAIN}"
+        self.domain = domain
+        self.fqdn = f"{name}.{domain}" if domain else name
         self.off = Image(image.suite, os.path.join(image.folder, "machines", name), image.layers)
         self.off.write("/etc/hostname", f"{name}\n")
-        self.off.write("/etc/hosts", f"{roots.HOSTS}127.0.1.1 {self.fqdn} {name}\n{ADDRESS} {' '.join(CA_NAMES)}\n")
+        self.off.write("/etc/hosts", f"{roots.HOSTS}127.0.1.1 {self.fqdn}{f' {name}' if domain else ''}\n{ADDRESS} {' '.join(CA_NAMES)}\n")
         self._leader = 0
         self._nspawn: Optional[subprocess.Popen[bytes]] = None
         self._started: List[subprocess.Popen[str]] = []
@@ -441,7 +443,7 @@ class Machine(Tree):
 
     def install_agent(self, key: str = "rsa:2048", layout: str = "omi", *, started: bool = True) -> None:
         """The stand-in agent is installed and enabled, with a pair of its own; `started`: and serves it."""
-        self._make_agent(self.name, key, layout)
+        self._make_agent(self.name, self.domain, key, layout)
         if started:
             self.agent("start")
 
