@@ -126,11 +126,28 @@ def served_leaf(port: int, timeout: float = 5.0, address: str = "127.0.0.1") -> 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    # not wrap_socket, which loses the socket, with a warning later on, where the server dies at the wrong moment
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    secure = context.wrap_bio(incoming, outgoing)
     try:
-        with socket.create_connection((address, port), timeout=timeout) as plain, context.wrap_socket(plain) as secure:
+        with socket.create_connection((address, port), timeout=timeout) as plain:
+            while True:
+                try:
+                    secure.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    plain.sendall(outgoing.read())
+                    data = plain.recv(16384)
+                    if not data:
+                        return None
+                    incoming.write(data)
             der = secure.getpeercert(binary_form=True)
             with contextlib.suppress(OSError):  # the agent never answers close_notify
                 secure.unwrap()
+            with contextlib.suppress(OSError):
+                plain.sendall(outgoing.read())
+                while plain.recv(16384):  # closing before it does would be a reset
+                    pass
             return der
     except OSError:
         return None
