@@ -381,7 +381,7 @@ def test_files_change_beneath_a_run_that_does_not_end(host, act):
     (host.root / "lab/held").touch()
     ran = host.run(act, "scx-enroll", next_version=act == "upgrade")
     assert ran.returncode == 1
-    assert "scx-enroll: a run is in progress for more than ten minutes; end it (scx-enroll status), then try again" in ran.stdout
+    assert "scx-enroll: a run goes on for more than ten minutes; let it end, or end it, then try again" in ran.stdout
     assert (host.version(), host.files(), host.verified()) == (version, before, whole)
     assert os.readlink(host.root / LINK) == "/usr/bin/python3"
     calls = unit_calls(host.log())
