@@ -1,0 +1,480 @@
+"""The built deb on machines of every Debian release: their own systemd, the agent at its real paths, a CA on the network.
+
+What is looked at is what was installed there, never this checkout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import pytest
+
+from tests import packages
+from tests.lab import machine as machines
+from tests.lab import roots
+from tests.lab.machine import CA, Image, Machine
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+NEWEST = "trixie"  # of the releases; what the others can't do differently is tried there only
+each_suite = pytest.mark.parametrize("suite", roots.SUITES)
+PACKAGE = "/root/scx-enroll.deb"
+UNITS = ("scx-enroll.timer", "scx-enroll-soon.timer", "scx-enroll.path")
+SERVICE, CONTROL = "scx-enroll.service", "scx-enroll-control.service"
+LINK = "/etc/opt/omi/ssl/omi.pem"
+# Waits of two minutes are what operators want, and nothing that a test learns from.
+SOON = "[Timer]\nOnActiveSec=\nOnActiveSec={seconds}s\nAccuracySec=100ms\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def possible() -> None:
+    """These tests need a machine that can have containers."""
+    lacks = machines.missing()
+    if lacks:
+        missing = f"this machine lacks {lacks}"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    packages.need("dpkg-deb")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Iterator[Callable[[str], Image]]:
+    """Makes images of a release with the package installed."""
+    made: List[Image] = []
+
+    def make(suite: str) -> Image:
+        image = Image(suite, tmp_path / suite)
+        made.append(image)
+        image.copy(packages.current().deb, PACKAGE)
+        image.run("dpkg", "-i", PACKAGE)
+        return image
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def hurry(tree: machines.Tree, seconds: float = 2) -> None:
+    """The look after a boot or a change comes sooner than two minutes."""
+    tree.write("/etc/systemd/system/scx-enroll-soon.timer.d/test.conf", SOON.format(seconds=seconds))
+
+
+def configure(tree: machines.Tree, fqdn: str, ca: CA, settle: str = "0s", **secrets: str) -> None:
+    """Do what the operator does: CA, account, roots, password."""
+    tree.copy(ca.server_trust, "/etc/scx-enroll/https.pem")
+    tree.copy(ca.issuer_trust, "/etc/scx-enroll/ca.pem")
+    tree.write("/etc/scx-enroll/password", secrets.get("password", ca.password) + "\n", 0o600)
+    tree.write(
+        "/etc/scx-enroll/conf.d/site.conf",
+        f"[host]\nname = {fqdn}\n[ca]\nserver = {ca.server}\ntemplate = SCXAgent\nauth = basic\nuser = {ca.user}\n"
+        f"server-trust = /etc/scx-enroll/https.pem\n[agent]\nsettle = {settle}\n",
+    )
+
+
+def issued(ca: CA) -> int:
+    """How many certificates the CA has issued."""
+    return sum(row["state"] == "issued" for row in ca.rows)
+
+
+def facts(machine: Machine) -> Dict[str, Any]:
+    """What the last run left for anybody to read; while there is nothing, no status."""
+    found: Dict[str, Any] = json.loads(machine.run("cat", "/run/scx-enroll/status.json", check=False).stdout or '{"exit_status": null}')
+    return found
+
+
+def installed(machine: Machine) -> str:
+    """The SHA-256 of the certificate at the name that the agent reads."""
+    return str(json.loads(machine.agent("show").stdout)["installed"])
+
+
+def agent_of(machine: Machine) -> Dict[str, Any]:
+    """Process and restarts of the agent."""
+    shown = json.loads(machine.agent("show").stdout)
+    return {key: shown[key] for key in ("pid", "restarts", "served")}
+
+
+def looks(machine: Machine) -> int:
+    """How often the service was started, or its condition said that nothing is to be done."""
+    return len(re.findall(r"^(?:Finished|Started|Condition check|.* was skipped|.*Skipped due to)", machine.journal(SERVICE), re.MULTILINE))
+
+
+def is_enrolled(machine: Machine) -> bool:
+    """The agent serves what is installed, and that is one of ours."""
+    served = machine.served()
+    return bool(served) and served == installed(machine) and "scx-enroll-" in machine.run("readlink", LINK, check=False).stdout
+
+
+@contextmanager
+def enrolled(image: Image, tmp_path: Path, *options: str) -> Iterator[Tuple[Machine, CA]]:
+    """A machine whose agent serves what the CA issued; its service looks when it is told to, and two seconds after a change."""
+    with Machine(image, "host1") as machine, machine.ca(tmp_path / "ca", *options) as ca:
+        machine.install_agent()
+        configure(machine, machine.fqdn, ca)
+        machine.run("systemctl", "start", SERVICE)
+        assert is_enrolled(machine), machine.journal(SERVICE)
+        yield machine, ca
+
+
+# -- installed as an operator installs it ------------------------------------------------------------------------------
+
+
+@each_suite
+def test_a_host_that_is_not_configured_fails_or_nags(image: Callable[[str], Image], suite: str) -> None:
+    """After the installation everything runs, does nothing, and says so once; what a person asks for is answered."""
+    with Machine(image(suite), "host1") as machine:
+        for unit in UNITS:
+            assert (machine.unit(unit, "ActiveState"), machine.unit(unit, "UnitFileState")) == ("active", "enabled")
+        for _ in range(3):
+            machine.run("systemctl", "start", SERVICE)
+        assert machine.journal(SERVICE).count("not configured yet") == 1
+        assert machine.run("systemctl", "is-system-running").stdout == "running\n"
+        assert machine.run("scx-enroll", "--version").stdout == f"scx-enroll {packages.current().version}\n"
+        asked = machine.run("scx-enroll", "run", check=False)
+        assert (asked.returncode, asked.stdout) == (3, "")
+        assert "set server and template in [ca]" in asked.stderr
+        assert machine.run("sh", "-c", "ls /usr/share/scx-enroll/scx_enroll/__pycache__ | wc -l").stdout.strip() not in ("", "0")
+
+
+@each_suite
+def test_the_unit_of_this_release_is_open_or_not_understood(image: Callable[[str], Image], suite: str) -> None:
+    """The release's own systemd takes every line, and gives an exposure of at most 2.2."""
+    with Machine(image(suite), "host1") as machine:
+        files = [f"/usr/lib/systemd/system/{name}" for name in (SERVICE, *UNITS)]
+        strict = [] if suite == "bullseye" else ["--recursive-errors=one"]
+        said = machine.run("systemd-analyze", "verify", "--man=no", *strict, *files)
+        assert "scx-enroll" not in said.stdout + said.stderr
+        shown = machine.run("systemd-analyze", "security", "--no-pager", SERVICE, check=False).stdout
+        exposure = re.search(r"Overall exposure level for scx-enroll.service: ([0-9.]+)", shown)
+        assert exposure
+        assert float(exposure[1]) <= 2.2, shown
+
+
+@each_suite
+def test_an_operation_of_the_package_changes_what_is_served(image: Callable[[str], Image], suite: str, tmp_path: Path) -> None:
+    """Upgrade with an edited configuration, downgrade, reinstallation, removal, installation anew, purge: the agent notices nothing.
+
+    The configuration stays edited, the state stays until it is purged, what was issued stays in service, and the link never dangles.
+    """
+    following = packages.following()
+    with enrolled(image(suite), tmp_path) as (machine, ca):
+        before, posts = agent_of(machine), ca.posts
+        machine.copy(following.deb, "/root/next.deb")
+        machine.shell("echo '# mine' >>/etc/scx-enroll/scx-enroll.conf")
+
+        def look(version: str, *, configured: bool = True) -> None:
+            assert (agent_of(machine), ca.posts, is_enrolled(machine)) == (before, posts, True)
+            machine.run("test", "-e", LINK)
+            assert machine.run("systemctl", "--failed", "--no-legend").stdout == ""
+            known = machine.run("sh", "-c", "systemctl list-units --all --no-legend 'scx-enroll*.timer' 'scx-enroll*.path'").stdout
+            if not version:
+                assert machine.run("sh", "-c", "command -v scx-enroll", check=False).stdout == ""
+                assert " active " not in known
+                return
+            assert machine.run("scx-enroll", "--version").stdout == f"scx-enroll {version}\n"
+            assert all(machine.unit(unit, "ActiveState") == "active" for unit in UNITS), known
+            assert machine.read("/etc/scx-enroll/scx-enroll.conf").endswith("# mine\n") is configured
+            machine.run("systemctl", "start", SERVICE)
+            assert (facts(machine)["exit_status"], agent_of(machine), ca.posts) == (0, before, posts)
+
+        look(packages.current().version)
+        machine.run("dpkg", "-i", "--force-confold", "/root/next.deb")
+        look(following.version)
+        machine.run("grep", "-q", "^NEXT = ", "/usr/share/scx-enroll/scx_enroll/hresult.py")
+        machine.run("dpkg", "-i", "--force-confold", PACKAGE)
+        look(packages.current().version)
+        machine.run("dpkg", "-i", PACKAGE)
+        look(packages.current().version)
+        said = machine.run("dpkg", "--remove", "scx-enroll").stdout
+        assert f"goes on serving the certificate that was issued, {LINK}" in said
+        look("")
+        assert machine.run("sh", "-c", "ls -d /usr/share/scx-enroll /usr/sbin/scx-enroll", check=False).stdout == ""
+        machine.run("test", "-s", "/var/lib/scx-enroll/journal.json")
+        machine.run("dpkg", "-i", PACKAGE)
+        look(packages.current().version)
+        said = machine.run("dpkg", "--purge", "scx-enroll").stdout
+        assert "/etc/scx-enroll holds files of yours" in said
+        look("")
+        left = machine.run("sh", "-c", "find / -xdev -name '*scx-enroll*' -not -path '/root/*' -not -path '/proc/*' -not -path '/var/log/*'")
+        assert [path for path in left.stdout.split() if not path.startswith(("/etc/scx-enroll", "/etc/opt/omi/ssl/scx-enroll-"))] == []
+        machine.run("test", "-s", "/etc/scx-enroll/password")
+        machine.run("dpkg", "-i", PACKAGE)  # what is installed is found valid, and taken over
+        look(packages.current().version, configured=False)
+        assert "adopted" in machine.run("scx-enroll", "status").stdout + machine.journal(SERVICE)
+
+
+def test_a_release_upgrade_leaves_byte_code_of_the_old_python(image: Callable[[str], Image]) -> None:
+    """dpkg tells when /usr/bin/python3 is another one: a unit that can't write would compile the program at each run."""
+    made = image(NEWEST)
+    made.shell("rm -rf /usr/share/scx-enroll/scx_enroll/__pycache__; dpkg-trigger --no-await /usr/bin/python3; dpkg --triggers-only --pending")
+    assert made.run("sh", "-c", "ls /usr/share/scx-enroll/scx_enroll/__pycache__").stdout.count(".pyc") > 20
+
+
+@pytest.mark.parametrize("how", ["by hand", "by the timer"])
+@pytest.mark.parametrize("operation", ["upgrade", "remove"])
+def test_a_run_in_progress_when_the_package_changes(image: Callable[[str], Image], tmp_path: Path, operation: str, how: str) -> None:
+    """One by hand is waited for, the timer's ends after its step; neither loads modules of two versions, nor is left half done."""
+    with Machine(image(NEWEST), "host1") as machine, machine.ca(tmp_path / "ca", "--set", "slow=4", "--set", "slow_on=post") as ca:
+        machine.install_agent()
+        configure(machine, machine.fqdn, ca)
+        machine.copy(packages.following().deb, "/root/next.deb")
+        if how == "by hand":
+            running = machine.spawn("scx-enroll", "run")
+        else:
+            machine.run("systemctl", "start", "--no-block", SERVICE)
+        machine.wait_for(lambda: ca.posts, what="the request is on its way")
+        machine.run("dpkg", *(("-i", "/root/next.deb") if operation == "upgrade" else ("--remove", "scx-enroll")), timeout=120)
+        if how == "by hand":
+            said = running.communicate()[0]
+            assert (running.returncode, is_enrolled(machine)) == (0, True), said
+        else:
+            assert machine.unit(SERVICE, "ActiveState") in ("inactive", "failed")
+        assert "Traceback" not in machine.journal(SERVICE)
+        assert machine.served() == installed(machine)
+        ca.steer("--reset")
+        if operation == "remove":
+            machine.run("dpkg", "-i", PACKAGE)
+        machine.run("scx-enroll", "run", "--now")
+        assert (is_enrolled(machine), issued(ca)) == (True, 1)
+
+
+# -- the service -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["by the timer", "by hand"])
+def test_an_agent_that_its_scripts_start_by_hand_is_shut_in_or_ended(
+    image: Callable[[str], Image], tmp_path: Path, how: str
+) -> None:
+    """With omid.service masked, the agent that our restart brings up is alive and unconfined a minute after our unit ended, on each release."""
+
+    def check(suite: str) -> str:
+        with Machine(image(suite), "host1") as machine, machine.ca(tmp_path / f"ca-{suite}") as ca:
+            machine.install_agent()
+            configure(machine, machine.fqdn, ca)
+            machine.run("systemctl", "mask", "--now", "omid")
+            machine.agent("start")
+            machine.run(*(("scx-enroll", "run") if how == "by hand" else ("systemctl", "start", SERVICE)))
+            assert is_enrolled(machine), machine.journal(SERVICE)
+            time.sleep(60 if how == "by the timer" else 5)
+            pid = int(agent_of(machine)["pid"])
+            status = machine.read(f"/proc/{pid}/status")
+            assert is_enrolled(machine)
+            assert SERVICE not in machine.read(f"/proc/{pid}/cgroup")
+            for kind in ("mnt", "net", "uts"):
+                assert machine.run("readlink", f"/proc/{pid}/ns/{kind}").stdout == machine.run("readlink", f"/proc/1/ns/{kind}").stdout
+            assert re.search(r"^NoNewPrivs:\s+0$", status, re.MULTILINE)
+            assert re.search(r"^Seccomp:\s+0$", status, re.MULTILINE) or machine.read("/proc/1/status").count("Seccomp:\t2")
+            bounding = re.compile(r"^CapBnd:\s+(\w+)$", re.MULTILINE)
+            assert bounding.findall(status) == bounding.findall(machine.read("/proc/1/status"))
+            machine.run("systemctl", "start", SERVICE)
+            assert machine.run("systemctl", "--failed", "--no-legend").stdout == ""
+        return suite
+
+    suites = roots.SUITES if how == "by the timer" else (NEWEST,)
+    with ThreadPoolExecutor(len(suites)) as pool:
+        assert tuple(pool.map(check, suites)) == tuple(suites)
+
+
+def test_a_killed_run_leaves_a_control_command_that_nobody_waits_for(image: Callable[[str], Image], tmp_path: Path) -> None:
+    """The command is a unit of its own and goes on: the next run waits for it, and then finishes what was begun."""
+    with Machine(image(NEWEST), "host1") as machine, machine.ca(tmp_path / "ca") as ca:
+        machine.install_agent()
+        configure(machine, machine.fqdn, ca)
+        machine.agent("set", "restart_takes=6")
+        machine.run("systemctl", "start", "--no-block", SERVICE)
+        machine.wait_for(lambda: machine.unit(CONTROL, "ActiveState") == "activating", what="the agent is being restarted")
+        machine.run("systemctl", "kill", "--signal=KILL", SERVICE)
+        machine.wait_for(lambda: machine.unit(SERVICE, "ActiveState") == "failed", what="the run is dead")
+        assert machine.unit(CONTROL, "ActiveState") == "activating"
+        machine.run("systemctl", "start", SERVICE)
+        assert is_enrolled(machine)
+        assert (issued(ca), json.loads(machine.agent("show").stdout)["restarts"]) == (1, 1)
+
+
+@each_suite
+def test_a_change_by_others_stays_until_the_next_hour(image: Callable[[str], Image], suite: str, tmp_path: Path) -> None:
+    """SCOM signs the certificate anew: the path unit sees it, the service puts ours back, and what that writes starts nothing more."""
+    made = image(suite)
+    hurry(made)
+    with enrolled(made, tmp_path) as (machine, ca):
+        ours, posts = machine.served(), ca.posts
+        machine.wait_for(lambda: machine.unit("scx-enroll.path", "SubState") == "waiting", what="our own changes are over")
+        machine.agent("scom-sign")
+        assert machine.served() != ours
+        machine.wait_for(lambda: machine.served() == ours, timeout=60, what="ours is served again")
+        machine.wait_for(lambda: machine.unit(SERVICE, "ActiveState") == "inactive", what="the run has ended")
+        assert (is_enrolled(machine), ca.posts) == (True, posts)
+        count, restarts = looks(machine), agent_of(machine)["restarts"]
+        time.sleep(8)
+        assert looks(machine) <= count + 1
+        assert agent_of(machine)["restarts"] == restarts
+        assert machine.unit("scx-enroll.path", "ActiveState") == "active"
+
+
+@each_suite
+def test_a_storm_of_changes_runs_into_a_limit_or_starts_a_run_each(image: Callable[[str], Image], suite: str, tmp_path: Path) -> None:
+    """A thousand changes in half a minute are a handful of looks; afterwards the path unit still works."""
+    made = image(suite)
+    hurry(made, 5)
+    with enrolled(made, tmp_path) as (machine, _ca):
+        machine.wait_for(lambda: machine.unit("scx-enroll.path", "SubState") == "waiting", what="our own changes are over")
+        count, began = looks(machine), time.monotonic()
+        storm = "i=0; while [ $i -lt 1000 ]; do : >/etc/opt/omi/ssl/storm; rm /etc/opt/omi/ssl/storm; sleep 0.02; i=$((i+1)); done"
+        machine.shell(storm, timeout=120)
+        took = time.monotonic() - began
+        assert 1 <= looks(machine) - count <= took / 5 + 2
+        for unit in ("scx-enroll.path", "scx-enroll-soon.timer", SERVICE):
+            assert machine.unit(unit, "ActiveState") != "failed"
+        machine.wait_for(lambda: machine.unit("scx-enroll.path", "SubState") == "waiting", what="the storm is over")
+        ours = machine.served()
+        machine.agent("scom-sign")
+        machine.wait_for(lambda: machine.served() == ours, timeout=60, what="a change after the storm is seen")
+
+
+def test_a_unit_fails_while_it_only_waits_or_not_where_a_person_is_needed(image: Callable[[str], Image], tmp_path: Path) -> None:
+    """A pending request is polled within the hour, and no failure; a wrong password is, with cause and next step, and stays one."""
+    with Machine(image(NEWEST), "host1") as machine, machine.ca(tmp_path / "ca", "--set", "mode=pending") as ca:
+        machine.install_agent()
+        configure(machine, machine.fqdn, ca)
+        machine.run("systemctl", "start", SERVICE)
+        assert (facts(machine)["exit_status"], machine.unit(SERVICE, "Result")) == (7, "success")
+        left = machine.unit("scx-enroll-again.timer", "NextElapseUSecMonotonic")
+        assert machine.unit("scx-enroll-again.timer", "ActiveState") == "active", left
+        assert machine.run("systemctl", "--failed", "--no-legend").stdout == ""
+        ca.steer("--approve", "1", "--set", "mode=")
+        machine.wait_for(lambda: is_enrolled(machine), timeout=100, what="the poll after a minute has fetched it")
+    (tmp_path / "second").mkdir()
+    with Machine(image("bookworm"), "host2") as machine, machine.ca(tmp_path / "second" / "ca") as ca:
+        machine.install_agent()
+        configure(machine, machine.fqdn, ca, password="Marker-Wrong-1")
+        for _ in range(2):
+            assert machine.run("systemctl", "start", SERVICE, check=False).returncode != 0
+            assert SERVICE in machine.run("systemctl", "--failed", "--no-legend").stdout
+        said = machine.journal(SERVICE)
+        assert "error: " in said
+        assert "(HTTP 401)" in said
+        assert "hint: " in said
+        assert "Marker-Wrong-1" not in machine.run("journalctl", "--no-pager", "-b").stdout
+        machine.write("/etc/scx-enroll/password", ca.password, 0o600)
+        machine.run("systemctl", "start", SERVICE)
+        assert (is_enrolled(machine), machine.run("systemctl", "--failed", "--no-legend").stdout) == (True, "")
+
+
+def test_files_that_were_moved_out_of_the_sandbox(image: Callable[[str], Image], tmp_path: Path) -> None:
+    """`pemfile=` leads elsewhere: nothing is asked for, the error prints the drop-in, and the delivered example does it."""
+    with Machine(image(NEWEST), "host1") as machine, machine.ca(tmp_path / "ca") as ca:
+        machine.install_agent(started=False)
+        machine.shell(
+            "mkdir -p /srv/agent; cp -aL /etc/opt/omi/ssl /srv/agent/; chmod 0755 /srv/agent /srv/agent/ssl\n"
+            "chmod 0644 /etc/opt/omi/conf/omiserver.conf; echo pemfile=/srv/agent/ssl/omi.pem >>/etc/opt/omi/conf/omiserver.conf"
+        )
+        machine.agent("start")
+        configure(machine, machine.fqdn, ca)
+        assert machine.run("systemctl", "start", SERVICE, check=False).returncode != 0
+        said = machine.journal(SERVICE)
+        assert "error: can't write /srv/agent/ssl/omi.pem: Read-only file system" in said
+        assert "[Service] and ReadWritePaths=/srv/agent/ssl" in said
+        assert ca.posts == 0
+        machine.shell(documented("packages.md", "moved-files.conf"))
+        machine.run("systemctl", "start", SERVICE)
+        assert machine.served() == str(facts(machine)["installed"]["leaf"] if "installed" in facts(machine) else "")
+
+
+def documented(page: str, word: str) -> str:
+    """The commands of a page's block that has this word."""
+    text = (packages.CHECKOUT / "docs" / page).read_text(encoding="utf-8")
+    return next(block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if word in block)
+
+
+@each_suite
+def test_a_password_that_only_systemd_hands_over(image: Callable[[str], Image], suite: str, tmp_path: Path) -> None:
+    """The delivered drop-ins for credentials work as they stand; the encrypted one where the release has it."""
+    with Machine(image(suite), "host1") as machine, machine.ca(tmp_path / "ca") as ca:
+        machine.install_agent()
+        configure(machine, machine.fqdn, ca)
+        machine.shell("install -d -m 0700 /etc/scx-enroll-secrets; mv /etc/scx-enroll/password /etc/scx-enroll-secrets/password")
+        assert machine.run("systemctl", "start", SERVICE, check=False).returncode != 0
+        machine.shell(documented("packages.md", "credential.conf"))
+        machine.run("systemctl", "start", SERVICE)
+        assert is_enrolled(machine)
+        if suite != "bullseye":  # systemd 247 has plain ones only
+            drop_in = "/etc/systemd/system/scx-enroll.service.d/credential.conf"
+            command = re.search(r"^#   (systemd-creds .*)$", machine.read(drop_in), re.MULTILINE)
+            assert command
+            machine.shell(f"{command[1]} </etc/scx-enroll-secrets/password; rm /etc/scx-enroll-secrets/password")
+            machine.shell(f"sed -i -e 's/^LoadCredential=/#&/' -e 's/^#LoadCredentialEncrypted=/LoadCredentialEncrypted=/' {drop_in}; systemctl daemon-reload")
+            machine.shell("rm -rf /var/lib/scx-enroll/generations /var/lib/scx-enroll/journal.json")
+            machine.agent("scxsslconfig-f")
+            machine.agent("restart")
+            machine.run("systemctl", "start", SERVICE)
+            assert (is_enrolled(machine), issued(ca)) == (True, 2)
+
+
+@pytest.mark.parametrize("word", ["schedule.conf", "window.conf"])
+def test_an_example_of_another_schedule_that_does_not_work(image: Callable[[str], Image], word: str) -> None:
+    """The commands of docs/packages.md, as they stand: the timer has its new times, and no unit complains."""
+    with Machine(image(NEWEST), "host1") as machine:
+        machine.shell(documented("packages.md", word))
+        calendar = machine.unit("scx-enroll.timer", "TimersCalendar")
+        assert ("06:00" if word == "schedule.conf" else "02:00") in calendar
+        assert "hourly" not in calendar
+        assert ":00:00 ;" not in calendar.replace("06:00:00", "").replace("02:00:00", "")
+        assert machine.unit("scx-enroll.path", "ActiveState") == ("active" if word == "schedule.conf" else "inactive")
+        assert machine.run("systemctl", "--failed", "--no-legend").stdout == ""
+
+
+def test_cron_does_what_the_timer_does(image: Callable[[str], Image], tmp_path: Path) -> None:
+    """The delivered line's command with cron's environment, where no systemd runs."""
+    made = image(NEWEST)
+    line = re.search(r"^17 \* \* \* \* root (.*)$", made.read("/usr/share/doc/scx-enroll/examples/scx-enroll.cron"), re.MULTILINE)
+    assert line
+    ran = made.run("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LOGNAME=root", "SHELL=/bin/sh", "sh", "-c", line[1])
+    assert "not configured yet" in ran.stdout
+    assert made.run("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", line[1]).stdout in ("", ran.stdout)
+
+
+# -- first boot --------------------------------------------------------------------------------------------------------
+
+
+def test_a_first_boot_at_which_everything_comes_late(image: Callable[[str], Image], tmp_path: Path) -> None:
+    """From an image with package and configuration: the agent, the network and the CA come after the boot, and nobody does anything.
+
+    On each release the boot is neither delayed nor failed by it, and the host ends enrolled, once. That takes the five minutes after which
+    the first attempt is repeated.
+    """
+
+    def check(suite: str) -> str:
+        made = image(suite)
+        hurry(made, 6)
+        machine = Machine(made, "host1", network="late")
+        try:
+            with machine.ca(tmp_path / f"ca-{suite}") as ca:
+                configure(machine.off, machine.fqdn, ca, settle="3s")
+                late = roots.SUITES.index(suite) % 2 == 0  # the network; at the others the CA
+                if not late:
+                    ca.steer("--set", "unavailable=all")
+                    machine.network_up()
+                machine.boot()
+                assert machine.run("systemctl", "is-system-running").stdout == "running\n"
+                machine.wait_for(lambda: facts(machine)["exit_status"] == 4, what="the first look found no agent")
+                machine.install_agent()
+                machine.wait_for(lambda: facts(machine)["exit_status"] == 5, what="the second found no CA")
+                if late:
+                    machine.network_up()
+                ca.steer("--reset")
+                machine.wait_for(lambda: is_enrolled(machine), timeout=330, what="the host is enrolled")
+                machine.wait_for(lambda: machine.unit(SERVICE, "ActiveState") == "inactive", what="the run has ended")
+                assert (issued(ca), ca.posts) == (1, 1)
+                assert machine.run("systemctl", "--failed", "--no-legend").stdout == ""
+                assert "Failed to start" not in machine.journal(SERVICE)
+        finally:
+            machine.close()
+        return suite
+
+    with ThreadPoolExecutor(len(roots.SUITES)) as pool:
+        assert tuple(pool.map(check, roots.SUITES)) == roots.SUITES
