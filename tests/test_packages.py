@@ -318,16 +318,11 @@ def test_lintian_has_something_to_say(built):
     assert (ran.returncode, re.sub(r"^(?:N:|running with root|warning: running with root).*\n", "", ran.stdout + ran.stderr, flags=re.MULTILINE)) == (0, "")
 
 
-def test_an_override_has_no_reason_or_no_use(built, deb):
-    """Each line has a comment above it, and lintian says each of these things."""
-    packages.need("lintian")
-    text = deb["usr/share/lintian/overrides/scx-enroll"][1].decode()
-    said = packages.output_of("lintian", "--allow-root", "--pedantic", "-I", "--no-override", built.deb, env={**os.environ, "LC_ALL": "C.UTF-8"})
+def test_an_override_has_no_reason(deb):
+    """Each line of them has a comment above it. (One of no use lintian itself complains of.)"""
     before = ""
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            assert before.startswith("# ")
-            assert line.split()[1] in said
+    for line in deb["usr/share/lintian/overrides/scx-enroll"][1].decode().splitlines():
+        assert line.startswith("# ") or before.startswith("# "), line
         before = line
 
 
