@@ -27,9 +27,9 @@ test: fast lint matrix slow ## install what is needed and run everything
 fast: $(ENV)/.test ## the tests that are done in seconds
 	$(PYTEST) -q -n auto -m "not slow"
 
-# Most of it waits for processes, so more workers than cores.
+# Most of it waits for processes, so more workers than cores; one of them is asleep for a while.
 slow: $(ENV)/.test $(ENV)/.packages
-	$(PYTEST) -q -n 4 -m slow
+	$(PYTEST) -q -n 5 -m slow
 
 lint: $(ENV)/.lint ## ruff and mypy --strict
 	$(ENV)/bin/ruff check --quiet .

@@ -13,7 +13,7 @@ def main() -> int:
         asked = sys.argv[1:]
         if asked[:1] == ["idle"]:
             if idle.answer(["run", "--unattended", *asked[1:]], silent=True) == 0:
-                return idle.STANDS
+                return 0
         else:
             status = idle.answer(asked)
             if status is not None:

@@ -23,7 +23,7 @@ Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that 
     --adopt ID     take over the request with this ID, where its fate is doubtful
     --wait SECONDS wait for another run to end
     --unattended   for the timer: quiet, and status 0 while nothing needs a person
-  idle             for the unit: 75 where the last answer of run stands, 0 where it has to look
+  idle             for the timer: 0 where the last answer of run stands, 75 where it has to look
   status           what is installed, served, pending and due
     --json         print facts as JSON; also with run, install, rollback, submit, ca-cert
   csr              print a certificate request for the agent's key

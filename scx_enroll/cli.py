@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
 from scx_enroll.arguments import parser
 from scx_enroll.errors import Busy, EnrollError, HostError, Unconfigured, UsageError
-from scx_enroll.idle import open_standard_files, say
+from scx_enroll.idle import HAS_TO_LOOK, open_standard_files, say
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
 QUIET_POLL_S = 15.0
@@ -197,7 +197,7 @@ class _Call:
 
     def idle(self) -> int:
         """Say that the whole program has something to look at: else it would not have been loaded."""
-        return 0
+        return HAS_TO_LOOK
 
     def status(self) -> int:
         """Root looks anew; anybody else is shown what the last run saw."""

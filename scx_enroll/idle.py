@@ -30,7 +30,7 @@ CONNECT_S = 5.0  # to a port of this host; an agent that is busy answers in mill
 CLOSE_S = 0.5
 ADDRESSES = ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1"))  # the agent binds the wildcard, dual-stack where it can
 FLAGS = ("--unattended", "--json")  # of `run`
-STANDS = 75  # exit status of `idle`: none of a run's, and for systemd's ExecCondition= neither a failure
+HAS_TO_LOOK = 75  # exit status of the verb `idle`: none that a run ends with
 MAX_WAIT_DIGITS = 4  # what is longer the whole program looks at
 
 

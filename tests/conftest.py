@@ -20,6 +20,11 @@ def pytest_configure(config):
         raise pytest.UsageError("scx_enroll is imported from the checkout, not from where it is installed: run `make fast` or `make test`")
 
 
+def pytest_collection_modifyitems(items):
+    """What sleeps begins first."""
+    items.sort(key=lambda item: item.get_closest_marker("asleep") is None)
+
+
 @pytest.fixture(scope="session")
 def checkout():
     """The folder that holds setup.py."""

@@ -193,27 +193,27 @@ def test_an_image_without_an_agent_looks_every_hour(scene: Scene, capsys: Any) -
 
 
 def idles(scene: Scene, *arguments: str) -> int:
-    """The exit status of the unit's condition, which says nothing."""
+    """The exit status of what the timer asks before it starts the service; nothing is said."""
     done = subprocess.run([*scene.argv("run")[:1], "idle", *scene.argv("run")[2:], *arguments], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("", "") or done.returncode == 2
     return done.returncode
 
 
 @pytest.mark.slow
-def test_the_units_condition_lets_a_run_pass_that_has_nothing_to_do(scene: Scene) -> None:
-    """75 skips the service and its sandbox; a change, an answer that needs a person, and a defect of the premises do not."""
+def test_the_timer_passes_over_a_host_that_needs_a_look(scene: Scene) -> None:
+    """0 starts no service; a change, an answer that needs a person, and a defect of the premises do."""
     assert whole(scene) == 0
-    assert idles(scene) == idle.STANDS == 75
+    assert idles(scene) == 0
     assert json.loads(Path(scene.host.root, "run/scx-enroll/status.json").read_text())["time"] >= int(time.time()) - 5
     assert idles(scene, "--bogus") == 2
     rewrite(scene, quiet_status="13")
-    assert idles(scene) == 0
+    assert idles(scene) == idle.HAS_TO_LOOK == 75
     rewrite(scene, quiet_status="0")
-    assert idles(scene) == 75
+    assert idles(scene) == 0
     scene.host.kill()
-    assert idles(scene) == 0
+    assert idles(scene) == 75
     (scene.state / "premises").unlink()
-    assert idles(scene) == 0
+    assert idles(scene) == 75
 
 
 def bare(tmp_path: Path) -> Tuple[Path, List[str]]:
