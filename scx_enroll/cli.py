@@ -74,11 +74,21 @@ class _Call:
         self.options = enroll.Options(self.given.get("config", ""), wish, self.given.get("wait", 0.0))
         self.signals = signals
         self.told: Any = sys.stdout  # where acts are told
-        self.tools = enroll.Tools(waiting=_progress(verbose=self.flag("verbose")), acted=self._acted, stopping=lambda: signals.caught != 0)
+        self.progress = _progress(verbose=self.flag("verbose"))
+        self.tools = enroll.Tools(waiting=self._waiting, acted=self._acted, stopping=lambda: signals.caught != 0)
 
     def flag(self, name: str) -> bool:
         """Whether an option without value was given."""
         return bool(self.given.get(name))
+
+    def _waiting(self, message: str) -> None:
+        """Tell what a wait is for. On a system that goes down nothing can be proved any more: what is open stays so for the next boot."""
+        if self.signals.caught:
+            from scx_enroll import systemd
+
+            if systemd.manages(self.root.path) and systemd.is_going_down():
+                raise self.enroll.Stopped
+        self.progress(message)
 
     def _acted(self, step: Any) -> None:
         if not self.json:

@@ -7,6 +7,7 @@ the same are added. What can't be promised is not written: the next run looks ag
 from dataclasses import replace
 from typing import Any, Dict, List, Optional, Tuple
 
+from scx_enroll import agent as agents
 from scx_enroll import idle, pace, plan, report
 from scx_enroll.enroll import Result
 from scx_enroll.errors import Unconfigured
@@ -32,8 +33,12 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
     facts = report.document(replace(result, step=step), now)
     status = facts["exit_status"]
     at = min((until, *(moment for moment in (ready.turns if ready else ()) if moment > now)))
-    # takes longest, so at last
-    port = [f"port {idle.served(listening=seen.listening, der=ready.served)} {ready.agent.port}"] if root.live and ready else []
+    port: List[str] = []
+    if root.live and ready:  # takes longest, so at last
+        pid = agents.pid(root.aside(), ready.agent) if seen.listening and seen.process == "running" else 0
+        port = [f"server lives {pid}"] if pid else []
+        port.append(f"library {idle.openssl()} OpenSSL")
+        port.append(f"port {idle.served(listening=seen.listening, der=ready.served)} {ready.agent.port}")
     patient = status if pace.needs_a_person(status, seen.held, now) else 0
     where = (idle.here(root.path, config, live=root.live), now, at, folder)
     return _written(root, where, facts, (str(status), patient, report.as_end(facts, failed=False)), port)

@@ -23,7 +23,6 @@ MAX_HANDSHAKE_ROUNDS = 20  # a TLS 1.2 handshake takes 4; a long chain needs no 
 MAX_RECORD_BYTES = 1 << 14  # of a TLS record: RFC 5246 section 6.2.1
 MAX_OUTPUT_BYTES = 4096  # of a control command, shown to a person only
 REPRIEVE_S = 15.0  # a unit that hangs is ended by us; by systemd only where we are gone
-MAX_STAT_BYTES = 4096  # 52 numbers and a name of 15 bytes
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ def await_leaf(
 def start_time(pid: int) -> int:
     """Return the start time of a process in clock ticks since boot, 0 if it has ended (proc_pid_stat(5), fields 3 and 22)."""
     try:
-        fields = Root("/").read(f"/proc/{pid}/stat", MAX_STAT_BYTES).rpartition(b")")[2].split()
+        fields = Root("/").read(f"/proc/{pid}/stat", idle.MAX_STAT_BYTES).rpartition(b")")[2].split()
         return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
     except (OSError, HostError, ValueError, IndexError):
         return 0

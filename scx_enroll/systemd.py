@@ -90,6 +90,11 @@ def control_is_running() -> bool:
     return _ask("systemctl", "show", "--property=ActiveState", CONTROL) in ("ActiveState=activating", "ActiveState=deactivating")
 
 
+def is_going_down() -> bool:
+    """Say whether the whole system is being shut down."""
+    return _ask("systemctl", "show", "--property=SystemState") == "SystemState=stopping"
+
+
 def end_control() -> None:
     """End a control command that does not end by itself; what it has started stays."""
     _ask("systemctl", "stop", CONTROL)

@@ -364,6 +364,7 @@ MISSES: Dict[str, Callable[[Scene], Any]] = {
     "another program": lambda s: rewrite(s, here=premises_of(s)["here"].replace(scx_enroll.__version__, "0.0.1")),
     "installed anew": lambda s: rewrite(s, here=premises_of(s)["here"].replace(idle.stands(idle.__file__), "")),
     "another certificate is served": lambda s: claim(s, "port 1,3", "port 1,4"),
+    "another OpenSSL": lambda s: claim(s, "library OpenSSL", "library LibreSSL"),
     "nobody listened": lambda s: claim(s, "port 1,", "port 0,"),
     "a part is missing": lambda s: (s.state / "premises").write_bytes(b"\0".join((s.state / "premises").read_bytes().split(b"\0")[:-1])),
     "a claim of a kind that is not known": lambda s: claim(s, "looked ", "felt "),
@@ -387,6 +388,49 @@ def test_a_change_that_goes_unseen(scene: Scene, change: str, capsys: Any) -> No
     assert capsys.readouterr() == ("", "")
     if change != "status folder gone":
         assert Path(scene.host.root, "run/scx-enroll/status.json").read_bytes() == status
+
+
+HOURS_LATER = [1, 5]  # no handshake is due
+
+
+def age(scene: Scene, hours: int) -> None:
+    """The premises are as old as that, with some minutes more."""
+    rewrite(scene, at=int(time.time()) - hours * 3600 - 600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hours", [0, *HOURS_LATER, 6, 7])
+def test_every_tick_pays_for_a_handshake(scene: Scene, hours: int, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """One in six does, and sees what is served; the others rest on the server's process and its files."""
+    assert whole(scene) == 0
+    age(scene, hours)
+    asked: List[str] = []
+    real = idle._serves
+    monkeypatch.setitem(idle.CLAIMS, "port", lambda port: asked.append(port) or real(port))
+    assert answer(scene) == 0
+    assert asked == ([str(scene.host.port)] if hours in (0, 6) else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["agent killed", "agent stopped", "agent serves another", "restarted by others", "key replaced", "link moved"])
+@pytest.mark.parametrize("hours", HOURS_LATER)
+def test_a_change_that_goes_unseen_without_a_handshake(scene: Scene, hours: int, change: str, capsys: Any) -> None:
+    """A server that was restarted, or whose files changed so that it could serve something else, is noticed by the next tick."""
+    assert whole(scene) == 0
+    age(scene, hours)
+    assert answer(scene) == 0
+    MISSES[change](scene)
+    assert answer(scene) is None
+
+
+@pytest.mark.slow
+def test_a_server_that_is_not_known_is_taken_for_granted(scene: Scene, capsys: Any) -> None:
+    """Where no pid file tells its process, each tick looks at the port."""
+    assert whole(scene) == 0
+    kept = [line for line in premises_of(scene)["claims"].split("\n") if not line.startswith("server ")]
+    rewrite(scene, claims="\n".join(kept).replace("port 1,3", "port 1,4"))
+    age(scene, 2)
+    assert answer(scene) is None
 
 
 def nothing_of_ours(scene: Scene) -> None:

@@ -322,6 +322,53 @@ def test_a_killed_run_leaves_a_control_command_that_nobody_waits_for(image: Call
         assert (issued(ca), json.loads(machine.agent("show").stdout)["restarts"]) == (1, 1)
 
 
+@pytest.mark.parametrize("how", ["in order", "by the plug"])
+def test_a_machine_that_goes_down_while_its_agent_is_restarted(image: Callable[[str], Image], tmp_path: Path, how: str) -> None:
+    """The installation stays open, the shutdown is not held up, and after the boot the host ends with the one certificate it asked for."""
+    made = image(NEWEST)
+    hurry(made)
+    with Machine(made, "host1") as machine, machine.ca(tmp_path / "ca") as ca:
+        machine.install_agent()
+        configure(machine, machine.fqdn, ca)
+        machine.agent("set", "restart_takes=5")
+        machine.run("systemctl", "start", "--no-block", SERVICE)
+        machine.wait_for(lambda: machine.unit(CONTROL, "ActiveState") == "activating", what="the agent is being restarted")
+        began = time.monotonic()
+        if how == "in order":
+            machine.poweroff()
+        else:
+            machine.cut_power()
+        assert time.monotonic() - began < 20
+        machine.boot()
+        machine.wait_for(lambda: is_enrolled(machine), what="the agent serves it after the boot")
+        machine.wait_for(lambda: facts(machine)["exit_status"] == 0, what="the next look has settled it")
+        assert '"installing"' not in machine.read("/var/lib/scx-enroll/journal.json")
+        assert issued(ca) == 1
+
+
+@each_suite
+def test_a_host_that_comes_at_another_minute_each_time(image: Callable[[str], Image], suite: str) -> None:
+    """The minute of the hourly look is the host's own: the same after the timer's and the machine's restart, another on another host.
+
+    What was missed while the host was off comes within the hour.
+    """
+    made = image(suite)
+
+    def minute(machine: Machine) -> int:
+        shown = machine.unit("scx-enroll.timer", "NextElapseUSecRealtime")
+        return int(machine.run("date", "-d", shown, "+%s").stdout) % 3600
+
+    with Machine(made, "host1") as one, Machine(made, "host2") as other:
+        first = minute(one)
+        one.run("systemctl", "restart", "scx-enroll.timer")
+        assert abs(minute(one) - first) <= 60
+        assert minute(other) != first
+        one.run("touch", "-d", "3 hours ago", "/var/lib/systemd/timers/stamp-scx-enroll.timer")
+        one.reboot()
+        shown = one.unit("scx-enroll.timer", "NextElapseUSecRealtime")
+        assert int(one.run("date", "-d", shown, "+%s").stdout) - time.time() < 3600
+
+
 @each_suite
 def test_a_change_by_others_stays_until_the_next_hour(image: Callable[[str], Image], suite: str, tmp_path: Path) -> None:
     """SCOM signs the certificate anew: the path unit sees it, the service puts ours back, and what that writes starts nothing more."""

@@ -394,9 +394,11 @@ def test_a_script_trips_over_the_shell(scripts):
 def test_a_purge_leaves_something_behind(built, tmp_path):
     """piuparts finds a tree as it was before: nothing that the package's scripts made is left, nothing of others is changed."""
     packages.need("piuparts")
-    if missing := roots.missing():
+    mirrors = roots.mirror()
+    missing = roots.missing() or ("" if mirrors else "a place that it gets Debian from")
+    if missing:
         pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(f"this machine lacks {missing}")
-    tree, mirror = roots.root("bookworm"), next(iter(roots.mirror()), "http://deb.debian.org/debian")
+    tree, mirror = roots.root("bookworm"), mirrors[0]
     ran = subprocess.run(
         [
             "piuparts", "--existing-chroot", tree, "--distribution", "bookworm", "--mirror", f"{mirror} main", "--tmpdir", tmp_path,
