@@ -14,7 +14,7 @@ $(shell [ ! -e $(ENV) ] || { $(ENV)/bin/python -c '' && grep -qF '$(CURDIR)/$(EN
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test fast slow lint matrix packages bench load fleet clean
+.PHONY: help demo test fast slow lint matrix packages bench ticks load fleet clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ packages: $(ENV)/.packaging ## build the deb and the rpm into dist/
 
 bench: $(ENV)/.package ## what a run costs, against a bare Python, certbot, certsrv, openssl and curl; writes docs/bench.md
 	$(PY) -m tests.bench
+
+ticks: $(ENV)/.package $(ENV)/.packages ## what the installed timer costs a day beside certbot's, in booted Debian machines; as root
+	$(PY) -m tests.bench.ticks
 
 load: $(ENV)/.package ## a few hundred hosts at one CA at once; HOSTS=300
 	$(PY) -m tests.load $(if $(HOSTS),--hosts $(HOSTS))

@@ -12,7 +12,8 @@ def main() -> int:
         idle.open_standard_files()
         asked = sys.argv[1:]
         if asked[:1] == ["idle"]:
-            if idle.answer(["run", "--unattended", *asked[1:]], silent=True) == 0:
+            options = [word for word in asked[1:] if word != "--else-start"]
+            if idle.answer(["run", "--unattended", *options], silent=True) == 0:
                 return 0
         else:
             status = idle.answer(asked)

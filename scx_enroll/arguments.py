@@ -23,7 +23,8 @@ Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that 
     --adopt ID     take over the request with this ID, where its fate is doubtful
     --wait SECONDS wait for another run to end
     --unattended   for the timer: quiet, and status 0 while nothing needs a person
-  idle             for the timer: 0 where the last answer of run stands, 75 where it has to look
+  idle             for the timer: 0 where the last answer of run stands, else 75
+    --else-start   start scx-enroll.service instead, and end with 0
   status           what is installed, served, pending and due
     --json         print facts as JSON; also with run, install, rollback, submit, ca-cert
   csr              print a certificate request for the agent's key
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
         made[verb].add_argument("file", metavar="FILE")
     made["submit"].add_argument("--output", metavar="FILE")
     made["ca-cert"].add_argument("--fetch", action="store_true")
+    made["idle"].add_argument("--else-start", action="store_true")
     made["hold"].add_argument("reason", nargs="?", default="", metavar="REASON")
     return top
 

@@ -206,8 +206,15 @@ class _Call:
         return 0
 
     def idle(self) -> int:
-        """Say that the whole program has something to look at: else it would not have been loaded."""
-        return HAS_TO_LOOK
+        """Say that there is something to look at, or have it looked at: else the whole program would not have been loaded."""
+        from scx_enroll import systemd
+
+        if not self.flag("else_start"):
+            return HAS_TO_LOOK
+        if not systemd.manages(self.root.path):
+            raise UsageError("--else-start is for the timer of a system that systemd runs", "leave it out")
+        systemd.start_service()
+        return 0
 
     def status(self) -> int:
         """Root looks anew; anybody else is shown what the last run saw."""

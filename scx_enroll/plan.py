@@ -14,6 +14,7 @@ from scx_enroll.journal import DAY_S, Backoff, Budget, Journal, Skip
 from scx_enroll.pace import Policy, runs_out_at
 
 WAITING = ("wait", "hold", "nothing")
+REST_S = 7 * DAY_S  # as long as any answer stands: then everything is looked at, whatever nobody thought of
 MAX_SETTLE_S = 30 * 60  # files that never rest are not waited for any longer
 
 
@@ -117,7 +118,7 @@ def decide(
 
 
 def rest(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: int) -> Optional[Tuple[Step, int]]:
-    """Return what a plain run decides, and until when it decides the very same if nothing changes but the time; at most a day.
+    """Return what a plain run decides, and until when it decides the very same if nothing changes but the time; at most a week.
 
     None where there is something to do, others are at work, or a clock was wrong.
     """
@@ -125,7 +126,7 @@ def rest(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: 
     times = [*(s.at for s in budget.submissions), *budget.restarts]
     if step.action not in WAITING or step.row == "L3" or any(at > now for at in times):
         return None
-    moments = [now + DAY_S, step.until, runs_out_at(seen.held), journal.request.next]
+    moments = [now + REST_S, step.until, runs_out_at(seen.held), journal.request.next]
     moments += [moment for held in seen.held for moment in (held.not_before, held.not_after, held.obtained)]
     moments += [at + DAY_S for at in times]  # what the day was spent on is told
     moments += [*(backoff.at for backoff in journal.backoffs), *(skip.at for skip in journal.skipped)]

@@ -13,7 +13,6 @@ from scx_enroll.enroll import Result
 from scx_enroll.errors import Unconfigured
 from scx_enroll.rootfs import Root
 
-DAY_S = 24 * 3600  # as long as any answer stands
 FRESH_NS = 10**9  # file systems keep the time of a change to a second at worst: one of the same second would not be seen
 
 
@@ -46,7 +45,7 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
 
 def of_nothing(root: Root, config: str, error: Unconfigured, now: int) -> Optional[bytes]:
     """Return the premises of an unattended run that found no CA configured: the next one has nothing to say."""
-    where = (idle.here(root.path, config, live=root.live), now, now + DAY_S, root.host_path(idle.STATUS_FOLDER))
+    where = (idle.here(root.path, config, live=root.live), now, now + plan.REST_S, root.host_path(idle.STATUS_FOLDER))
     return _written(root, where, report.error_document(error), ("", 0, ""), []) if _quiet(root) else None
 
 

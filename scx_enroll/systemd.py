@@ -6,7 +6,7 @@ Spoken to through its own commands, which need no message bus for this. Where it
 import os
 import subprocess
 import time
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 from scx_enroll.errors import HostError
 
@@ -74,6 +74,12 @@ def _tool(name: str) -> str:
 
 def _ask(*words: str) -> str:
     """Ask the manager; returns what it said, "" where it can't be asked."""
+    done = _run(*words)
+    return done.stdout.decode("utf-8", "replace").strip() if done else ""
+
+
+def _run(*words: str) -> "Optional[subprocess.CompletedProcess[bytes]]":
+    """Run one of the manager's tools; None where it fails."""
     command: List[str] = [_tool(words[0]), *words[1:]]
     try:
         done = subprocess.run(  # noqa: S603 -- the manager's own tools, from root's folders
@@ -81,8 +87,8 @@ def _ask(*words: str) -> str:
             timeout=COMMAND_S, check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
+        return None
+    return None if done.returncode else done
 
 
 def control_is_running() -> bool:
@@ -98,6 +104,12 @@ def is_going_down() -> bool:
 def end_control() -> None:
     """End a control command that does not end by itself; what it has started stays."""
     _ask("systemctl", "stop", CONTROL)
+
+
+def start_service() -> None:
+    """Have the service started. Raises HostError where it can't be."""
+    if not _run("systemctl", "--no-block", "start", SERVICE):
+        raise HostError(f"{SERVICE} can't be started", f"see: systemctl status {SERVICE}")
 
 
 def look_again(seconds: int) -> bool:

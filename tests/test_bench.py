@@ -76,7 +76,7 @@ def test_a_slow_round_counts_in_a_ratio():
 
 # -- the whole --------------------------------------------------------------------------------------------------------
 
-HEADINGS = (scenes.BARE, scenes.IDLE, scenes.LOOK, scenes.MANY_GENERATIONS, scenes.LONG_JOURNAL, scenes.MANY_ERRANDS, scenes.ENROL, scenes.SCRIPT,
+HEADINGS = (scenes.BARE, scenes.IDLE, scenes.HANDSHAKE, scenes.LOOK, scenes.MANY_GENERATIONS, scenes.LONG_JOURNAL, scenes.MANY_ERRANDS, scenes.ENROL, scenes.SCRIPT,
             scenes.CURL, scenes.RESTART, scenes.ENROL_DEAD, scenes.SCRIPT_DEAD, scenes.CURL_DEAD)  # fmt: skip
 
 

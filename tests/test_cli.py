@@ -203,6 +203,9 @@ def test_an_argument_that_nobody_thought_of(tmp_path, monkeypatch, argv):
     os.makedirs(root, exist_ok=True)
     # The last --root wins: nothing outside is looked at or changed, whatever the words mean.
     status, out, err = in_process(["--root", root, *argv, "--root", root])
+    if "idle" in argv and status == 75:
+        assert out + err == ""
+        return
     assert status in {0, *(kind.exit_status for kind in vars(errors).values() if isinstance(kind, type))} - {1}
     assert "Traceback" not in out + err
     if status:

@@ -390,7 +390,7 @@ def test_a_change_that_goes_unseen(scene: Scene, change: str, capsys: Any) -> No
         assert Path(scene.host.root, "run/scx-enroll/status.json").read_bytes() == status
 
 
-HOURS_LATER = [1, 5]  # no handshake is due
+HOURS_LATER = [1, 11]  # no handshake is due
 
 
 def age(scene: Scene, hours: int) -> None:
@@ -399,16 +399,16 @@ def age(scene: Scene, hours: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hours", [0, *HOURS_LATER, 6, 7])
+@pytest.mark.parametrize("hours", [0, *HOURS_LATER, 12, 13])
 def test_every_tick_pays_for_a_handshake(scene: Scene, hours: int, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """One in six does, and sees what is served; the others rest on the server's process and its files."""
+    """One in twelve does, and sees what is served; the others rest on the server's process and its files."""
     assert whole(scene) == 0
     age(scene, hours)
     asked: List[str] = []
     real = idle._serves
     monkeypatch.setitem(idle.CLAIMS, "port", lambda port: asked.append(port) or real(port))
     assert answer(scene) == 0
-    assert asked == ([str(scene.host.port)] if hours in (0, 6) else [])
+    assert asked == ([str(scene.host.port)] if hours in (0, 12) else [])
 
 
 @pytest.mark.slow

@@ -937,7 +937,7 @@ def rests(seen, policy, journal, budget, wish):
     assert found[0] == step
     assert step.action in plan.WAITING and step.row != "L3"
     until = found[1]
-    assert NOW < until <= NOW + DAY_S
+    assert NOW < until <= NOW + plan.REST_S
     assert needs_a_person(step.status, seen.held, NOW) == needs_a_person(step.status, seen.held, until - 1)
     marks = [until_of(failure) for failure in journal.skipped] + [until_of(failure, pace.expiry(seen.held)) for failure in journal.backoffs]
     marks += [due(held, policy, seen.share) for held in seen.held] + [journal.request.next, journal.request.since + DAY_S]
@@ -946,13 +946,13 @@ def rests(seen, policy, journal, budget, wish):
         assert decide(seen, policy, journal, budget, moment) == step, f"{moment - NOW} s later"
 
 
-def test_a_host_where_all_is_well_rests_for_a_day():
-    """Not until its renewal: once a day everything is looked at, whatever nobody thought of."""
-    assert plan.rest(GOOD, POLICY, Journal(), Budget(), NOW) == (at(), NOW + DAY_S)
+def test_a_host_where_all_is_well_rests_for_a_week():
+    """Not until its renewal: once a week everything is looked at, whatever nobody thought of."""
+    assert plan.rest(GOOD, POLICY, Journal(), Budget(), NOW) == (at(), NOW + plan.REST_S)
     waiting = Journal(request=SENT)
     assert plan.rest(EMPTY, POLICY, waiting, Budget(), NOW) == (at(EMPTY, waiting), NOW + 60)
-    assert plan.rest(GOOD, POLICY, Journal(hold="change freeze"), Budget(), NOW)[1] == NOW + DAY_S
-    assert plan.rest(Observed(blocked="no agent"), POLICY, Journal(), Budget(), NOW)[1] == NOW + DAY_S
+    assert plan.rest(GOOD, POLICY, Journal(hold="change freeze"), Budget(), NOW)[1] == NOW + plan.REST_S == NOW + 7 * DAY_S
+    assert plan.rest(Observed(blocked="no agent"), POLICY, Journal(), Budget(), NOW)[1] == NOW + plan.REST_S
     assert plan.rest(GOOD, POLICY, Journal(), restarts(1, age=DAY_S - 50), NOW)[1] == NOW + 50, "a figure of the status changes"
     late = replace(OLD, not_before=NOW - 9000, not_after=NOW + 1500)  # a tenth of its life begins in 450 s
     asked = Journal(request=replace(SENT, next=NOW + 3000))

@@ -10,6 +10,7 @@ from typing import Any, List, Optional
 import pytest
 
 from scx_enroll import cli, systemd, unattended
+from scx_enroll.errors import HostError
 from scx_enroll.rootfs import Root
 
 HOUR_S = 3600
@@ -105,6 +106,30 @@ def test_a_container_as_old_as_its_kernel(tmp_path: Path, monkeypatch: pytest.Mo
     assert systemd.age_s() == pytest.approx(uptime, abs=5)
     monkeypatch.setattr(time, "time", lambda: now - HOUR_S)
     assert systemd.age_s() == 0
+
+
+def test_a_tick_without_systemd(tmp_path: Path, capsys: Any) -> None:
+    """Another root has no service of this system's to be started; there the verb only tells."""
+    line = ["idle", "--root", str(tmp_path)]
+    assert (cli.main(line), *capsys.readouterr()) == (75, "", "")
+    assert cli.main([*line, "--else-start"]) == 2
+    assert "--else-start is for the timer" in capsys.readouterr().err
+
+
+def test_a_service_that_can_not_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tick fails then, and says what to look at."""
+    monkeypatch.setattr(systemd, "_run", lambda *_words: None)
+    with pytest.raises(HostError) as caught:
+        systemd.start_service()
+    assert "systemctl status scx-enroll.service" in caught.value.hint
+
+
+def test_the_managers_tools_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are missing nothing is asked for that could not be installed; what they say is bounded in time."""
+    monkeypatch.setattr(systemd, "FOLDERS", ())
+    with pytest.raises(HostError) as caught:
+        systemd.check()
+    assert "systemd-run is missing" in caught.value.message
 
 
 @pytest.mark.parametrize("left", [b"", b"[]", b"{}", b'{"error": "another"}', b"\xff", b"[" * 100_000])

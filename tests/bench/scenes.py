@@ -81,6 +81,14 @@ class Host:
             expect(self.lab.restart(), "the agent did not come back")
         self.count()
 
+    def grow_older(self) -> None:
+        """The premises are two hours old: no handshake is due."""
+        with open(self.lab.path(f"{STATE}/premises"), "rb+") as file:
+            parts = file.read().split(b"\0")
+            parts[1] = b"%d" % (int(parts[1]) - 2 * 3600)
+            file.seek(0)
+            file.write(b"\0".join(parts))
+
     def forget_premises(self) -> None:
         """The next run looks at everything, as one of a day does."""
         with contextlib.suppress(FileNotFoundError):
@@ -265,7 +273,8 @@ def not_due(sample: Sample) -> None:
 
 # -- the groups of contenders -----------------------------------------------------------------------------------------
 
-BARE, IDLE, LOOK = "python3 -c pass", "scx-enroll run, nothing to do", "the same, everything looked at"
+BARE, IDLE = "python3 -c pass", "scx-enroll run, nothing to do"
+HANDSHAKE, LOOK = "the same, with a handshake", "the same, everything looked at"
 SCRIPT, CURL, RESTART = "certsrv script", "openssl and curl", "scxadmin -restart alone"
 ENROL, ENROL_DEAD, SCRIPT_DEAD, CURL_DEAD = "scx-enroll run", "scx-enroll run, no restart", "certsrv script, no restart", "openssl and curl, no restart"
 MANY_GENERATIONS, LONG_JOURNAL, MANY_ERRANDS = f"{GENERATIONS} generations", "a long journal", f"{ERRANDS:,} requests of other hosts"
@@ -280,7 +289,10 @@ def idle_contenders(made: Lab, certbots: List[Tuple[str, str]]) -> List[Contende
     }  # fmt: skip
     for number, (name, grow) in enumerate(grown.items()):
         host = made.host(f"idle{number}", grow)
+        host.grow_older()
         rows.append(Contender(name, host.ours("--unattended"), host.count, host.idle))
+    host = made.host("handshake", lambda _host: None)
+    rows.append(Contender(HANDSHAKE, host.ours("--unattended"), host.count, host.idle))
     host = made.host("look", lambda _host: None)
     rows.append(Contender(LOOK, host.ours("--unattended"), host.forget_premises, host.idle))
     for number, (name, program) in enumerate(certbots):
