@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 from typing import Callable, Iterator, List, Optional, Tuple
 
@@ -24,6 +25,7 @@ KEY = "rsa:3072"  # what the agent's own tool makes
 GENERATIONS = store.KEPT_GENERATIONS
 ERRANDS = store.KEPT_ERRANDS
 JOURNAL_BYTES = 500_000
+YOUNG_S = 2.1
 WARM_UP = 3  # runs, after the state was changed from outside
 
 
@@ -131,7 +133,9 @@ class Host:
         self.spend_nothing()
 
     def settle(self) -> None:
-        """See that a run has nothing to do, and let it find that out a few times."""
+        """See that a run has nothing to do, and let it find that out a few times; files of this second are no premises."""
+        self.once()
+        time.sleep(YOUNG_S)
         for _ in range(WARM_UP):
             said = self.once().output
         expect("nothing to do" in said, f"there is something to do: {said}")
