@@ -1075,6 +1075,24 @@ def test_name_auto_is_latched_at_the_first_success(scene: Scene, monkeypatch: py
     assert (ended.status, ended.rows) == (0, ())
 
 
+@pytest.mark.parametrize(("code", "status"), [(socket.EAI_AGAIN, 4), (socket.EAI_NONAME, 3)])
+def test_a_resolver_that_is_not_up_yet_is_taken_for_a_wrong_configuration(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, code: int, status: int
+) -> None:
+    """Early in a boot there is no network: that is waited for. A name that the resolver does not know needs a person."""
+
+    def resolve(*_arguments: Any, **_named: Any) -> Any:
+        raise socket.gaierror(code, "no answer")
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "host1")
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    scene.configure(name="auto")
+    ended = scene.run()
+    assert (ended.status, scene.posts) == (status, 0)
+    assert "host1" in ended.message
+    assert ended.hint
+
+
 def test_original_whose_file_was_deleted_comes_back_from_the_saved_bytes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """OMI's packages delete ssl/*: the link that stood there would dangle, and packages overwrite keys behind a dangling name."""
     served = scene.served
