@@ -37,6 +37,8 @@ OPTIONS = (
     '--customize-hook=rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap',
 )
 HOSTS = "127.0.0.1 localhost\n::1 localhost\n"  # an old C library looks nowhere else
+UNLIKE_ITS_MAKER = ("etc/hostname", "etc/resolv.conf", "var/lib/dbus/machine-id")  # which mmdebstrap takes from where it runs
+WRITTEN = (("etc/machine-id", ""), ("etc/hosts", HOSTS))
 MAX_AGE_DAYS = 30
 LIMIT_S = 900  # for one tree; half a minute where nobody else works
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -103,7 +105,7 @@ def mirror() -> List[str]:
 
 def key(suite: str) -> str:
     """Return a short name for all that a tree is made from."""
-    return hashlib.sha256("\n".join((suite, *PACKAGES, *OPTIONS)).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((suite, PACKAGES, OPTIONS, UNLIKE_ITS_MAKER, WRITTEN)).encode()).hexdigest()[:12]
 
 
 def root(suite: str) -> str:
@@ -146,11 +148,11 @@ def _make(suite: str, tree: str) -> None:
     if done.returncode:
         raise Broken(f"{' '.join(words)}\n{done.stdout}\nexit status {done.returncode}")
     os.chmod(tree, 0o755)
-    for name in ("etc/hostname", "etc/resolv.conf", "var/lib/dbus/machine-id"):  # of the machine that made it
+    for name in UNLIKE_ITS_MAKER:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(tree, name))
-    for name, text in (("machine-id", ""), ("hosts", HOSTS)):
-        with open(os.path.join(tree, "etc", name), "w", encoding="ascii") as file:
+    for name, text in WRITTEN:
+        with open(os.path.join(tree, name), "w", encoding="ascii") as file:
             file.write(text)
 
 
