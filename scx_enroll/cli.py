@@ -15,6 +15,8 @@ from scx_enroll.idle import HAS_TO_LOOK, open_standard_files, say
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
 QUIET_POLL_S = 15.0
 MAX_QUIET_S = 30 * 60  # an unattended run waits this long for others to finish with the agent's files, where no timer can
+
+
 class _Signals:
     """The first SIGTERM or Ctrl-C ends the run after the step in hand; a second one at once, for the next run to mend."""
 

@@ -6,7 +6,7 @@ Spoken to through its own commands, which need no message bus for this. Where it
 import os
 import subprocess
 import time
-from typing import List, Optional, Tuple
+from typing import Optional, Tuple
 
 from scx_enroll.errors import HostError
 
@@ -80,13 +80,12 @@ def _ask(*words: str) -> str:
 
 def _run(*words: str) -> "Optional[subprocess.CompletedProcess[bytes]]":
     """Run one of the manager's tools; None where it fails."""
-    command: List[str] = [_tool(words[0]), *words[1:]]
     try:
         done = subprocess.run(  # noqa: S603 -- the manager's own tools, from root's folders
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT, cwd="/",
-            timeout=COMMAND_S, check=False,
+            [_tool(words[0]), *words[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=ENVIRONMENT, cwd="/", timeout=COMMAND_S, check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, HostError, subprocess.TimeoutExpired):
         return None
     return None if done.returncode else done
 
@@ -116,5 +115,5 @@ def look_again(seconds: int) -> bool:
     """Have the service started once more, after so many seconds, instead of what was arranged before; says whether it will be."""
     _ask("systemctl", "stop", f"{AGAIN}.timer")
     timer = (f"--on-active={seconds}", "--timer-property=AccuracySec=1s", "--description=Another look at the certificate of the SCOM agent")
-    _ask("systemd-run", "--quiet", "--collect", f"--unit={AGAIN}", *timer, "--", _tool("systemctl"), "--no-block", "start", SERVICE)
+    _ask("systemd-run", "--quiet", "--collect", f"--unit={AGAIN}", *timer, "--", "systemctl", "--no-block", "start", SERVICE)
     return _ask("systemctl", "show", "--property=ActiveState", f"{AGAIN}.timer") == "ActiveState=active"

@@ -317,7 +317,7 @@ def unit_calls(log):
 
 def assert_waited(log, old, new):
     """Units were stopped, and a run waited for, before the files changed; they were started after that."""
-    stopped = [*UNITS, "scx-enroll-again.timer", "scx-enroll.service"]
+    stopped = [*UNITS, "scx-enroll-again.timer", "scx-enroll-tick.service", "scx-enroll.service"]
     calls = unit_calls(log)
     assert calls == [*(("stop", unit, old) for unit in stopped), *(("start", unit, new) for unit in UNITS)]
     waited = log.index("flock --wait 600 /var/lib/scx-enroll/lock true")
@@ -410,7 +410,7 @@ def test_removal_leaves_more_than_is_the_operators(host):
     assert (host.root / f"{CONFIGURATION}.rpmsave").read_text(encoding="utf-8").endswith("# mine\n")
     assert "scx-enroll: its state stays in /var/lib/scx-enroll, your configuration in /etc/scx-enroll" in said
     calls = unit_calls(host.log())
-    assert [(verb, version) for verb, _, version in calls] == [("stop", packages.current().version)] * 5
+    assert [(verb, version) for verb, _, version in calls] == [("stop", packages.current().version)] * 6
     assert list((host.root / "lab/enabled").iterdir()) == []
 
 

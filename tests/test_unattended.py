@@ -32,7 +32,7 @@ def arranged(monkeypatch: pytest.MonkeyPatch) -> List[int]:
 
 
 @pytest.mark.parametrize(
-    ("until", "seconds"), [(None, []), (HOUR_S, []), (HOUR_S - 1, [HOUR_S]), (90, [91]), (0, [1]), (-5, [1]), (30 * HOUR_S, [])]
+    ("until", "seconds"), [(None, []), (HOUR_S, []), (HOUR_S - 1, [HOUR_S]), (90, [91]), (3, [10]), (0, [10]), (-5, [10]), (30 * HOUR_S, [])]
 )
 def test_a_wait_that_ends_within_the_hour_lasts_until_the_next_tick(arranged: List[int], until: Optional[int], seconds: List[int]) -> None:
     """A poll after a minute, a back-off of five: the look comes when it ends, once; longer ones are the timer's."""
@@ -130,6 +130,8 @@ def test_the_managers_tools_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HostError) as caught:
         systemd.check()
     assert "systemd-run is missing" in caught.value.message
+    assert systemd.look_again(60) is False
+    assert systemd.control_is_running() is False
 
 
 @pytest.mark.parametrize("left", [b"", b"[]", b"{}", b'{"error": "another"}', b"\xff", b"[" * 100_000])
