@@ -87,8 +87,9 @@ def write(name: str, data: bytes, mode: int = 0o644) -> None:
 
 
 def packed(data: bytes) -> bytes:
-    """As `gzip -9n`: neither name nor time."""
-    return gzip.compress(data, 9, mtime=0)
+    """As `gzip -9n`: neither name nor time; nor the system, which Pythons write differently (RFC 1952, byte 9)."""
+    made = gzip.compress(data, 9, mtime=0)
+    return made[:9] + b"\x03" + made[10:]
 
 
 def bill_of_materials(when: int, release: str) -> bytes:

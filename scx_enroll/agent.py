@@ -17,6 +17,7 @@ MAX_PEM_BYTES = 256 << 10  # a pair has 4 kB; the agent itself sets no limit
 MAX_PID_BYTES = 64  # a number and a newline
 CONF_LINE_BYTES = 1023  # what one fgets() gives the agent; a longer line is several lines to it
 SCOM_PORT = 1270
+SERVER = "omiserver"  # its process, where there is a pid file
 
 _TOOLS = "/opt/microsoft/scx/bin/tools"
 _CLASSIC_SSL = "/etc/opt/microsoft/scx/ssl"

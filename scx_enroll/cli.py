@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
 from scx_enroll.arguments import parser
 from scx_enroll.errors import Busy, EnrollError, HostError, Unconfigured, UsageError
-from scx_enroll.idle import HAS_TO_LOOK, open_standard_files, say
+from scx_enroll.idle import open_standard_files, say
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
 QUIET_POLL_S = 15.0
@@ -153,6 +153,7 @@ class _Call:
                 return status
             if self.tools.stopping():
                 raise self.enroll.Stopped
+            unattended.load_everything()
             time.sleep(QUIET_POLL_S)
 
     def _failed(self, error: EnrollError, *, timed: bool) -> None:
@@ -205,17 +206,6 @@ class _Call:
             until = f"\nuntil: {self.report.when(result.step.until)}" if result.step.until else ""
             hint = f"\nhint: {result.step.hint}" if result.step.hint else ""
             say(sys.stdout, f"{result.step.row} {result.step.action}: {result.step.reason}{until}{hint}\n")
-        return 0
-
-    def idle(self) -> int:
-        """Say that there is something to look at, or have it looked at: else the whole program would not have been loaded."""
-        from scx_enroll import systemd
-
-        if not self.flag("else_start"):
-            return HAS_TO_LOOK
-        if not systemd.manages(self.root.path):
-            raise UsageError("--else-start is for the timer of a system that systemd runs", "leave it out")
-        systemd.start_service()
         return 0
 
     def status(self) -> int:
@@ -331,7 +321,6 @@ class _Call:
 
 VERBS: Dict[str, Callable[[_Call], int]] = {
     "run": _Call.run,
-    "idle": _Call.idle,
     "status": _Call.status,
     "csr": _Call.csr,
     "install": _Call.install,
@@ -369,6 +358,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         arguments = parser().parse_args(argv)
         if arguments.verb is None:
             raise UsageError("no verb was given", "see: scx-enroll --help")
+        if arguments.verb == "idle":
+            from scx_enroll import unattended
+
+            return unattended.idle(vars(arguments))
         return VERBS[arguments.verb](_Call(arguments, signals))
     except EnrollError as error:
         return _fail(error, arguments)

@@ -35,7 +35,7 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
     port: List[str] = []
     if root.live and ready:  # takes longest, so at last
         pid = agents.pid(root.aside(), ready.agent) if seen.listening and seen.process == "running" else 0
-        port = [f"server lives {pid}"] if pid else []
+        port = [f"server {agents.SERVER} {pid}"] if pid else []  # as the kernel names its process
         port.append(f"library {idle.openssl()} OpenSSL")
         port.append(f"port {idle.served(listening=seen.listening, der=ready.served)} {ready.agent.port}")
     patient = status if pace.needs_a_person(status, seen.held, now) else 0

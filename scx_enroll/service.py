@@ -264,11 +264,12 @@ def await_end(pid: int, started: int, patience: Patience, waiting: Callable[[str
     """
     end = time.monotonic() + patience.command_s
     name = f"process {pid}" if pid else systemd.CONTROL
+    look = f"systemctl status '{systemd.CONTROL}'" if unit else f"ps -fp {pid}"
     while (pid and started and start_time(pid) == started) or (unit and systemd.control_is_running()):
         if time.monotonic() >= end:
             raise AgentNotReady(
                 f"the control command of an earlier run still works after {patience.command_s:.0f} s, {name}",
-                f"look at what it does ({f'systemctl status {systemd.CONTROL}' if unit else f'ps -fp {pid}'}), then run again",
+                f"look at what it does ({look}), then run again",
             )
         waiting(f"waiting for the control command of an earlier run, {name}")
         time.sleep(patience.poll_s)
@@ -300,10 +301,10 @@ def control(root: Root, command: Tuple[str, ...], patience: Patience, started: C
     can't be started or doesn't end.
     """
     check_tool(root, command[0])
-    managed = systemd.manages(root.path)
+    unit = systemd.new_unit() if systemd.manages(root.path) else ""
     line: Tuple[str, ...] = (root.host_path(command[0]), *command[1:])
-    if managed:
-        line = systemd.as_unit(line, patience.command_s + REPRIEVE_S)
+    if unit:
+        line = systemd.as_unit(unit, line, patience.command_s + REPRIEVE_S)
     output = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         try:
@@ -324,27 +325,27 @@ def control(root: Root, command: Tuple[str, ...], patience: Patience, started: C
         try:
             started(child.pid, start_time(child.pid))
         except HostError:
-            _wait(child, command, patience, managed=managed)  # what could not be recorded must not run on
+            _wait(child, command, patience, unit)  # what could not be recorded must not run on
             raise
-        status = _wait(child, command, patience, managed=managed)
+        status = _wait(child, command, patience, unit)
         fcntl.fcntl(output, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)  # an agent that goes on writing there must not fill the memory
         raw = os.pread(output, MAX_OUTPUT_BYTES, 0).decode("utf-8", "replace")
         said = "".join(letter if letter.isprintable() else " " for letter in raw)
     finally:
         os.close(output)
-    if managed:
-        said += f" (journalctl -u {systemd.CONTROL})"
+    if unit:
+        said += f" (journalctl -u {unit})"
     return f"{' '.join(command)}: exit status {status}; {' '.join(said.split())}"
 
 
-def _wait(child: "subprocess.Popen[bytes]", command: Tuple[str, ...], patience: Patience, *, managed: bool) -> Optional[int]:
+def _wait(child: "subprocess.Popen[bytes]", command: Tuple[str, ...], patience: Patience, unit: str) -> Optional[int]:
     """Only the command itself is killed when it hangs, not its session: the agent may be in there."""
     try:
         return child.wait(patience.command_s)
     except subprocess.TimeoutExpired:
         child.kill()
-        if managed:
-            systemd.end_control()
+        if unit:
+            systemd.end_control(unit)
         child.wait()
         raise AgentNotReady(
             f"{' '.join(command)} did not end within {patience.command_s:.0f} s",

@@ -12,8 +12,8 @@ from scx_enroll.errors import HostError
 
 RUNNING = "/run/systemd/system"  # sd_booted(3)
 SOCKET = "/run/systemd/private"  # of the manager, for its own commands
-SERVICE = "scx-enroll.service"
-CONTROL = "scx-enroll-control.service"
+SERVICE, TIMER = "scx-enroll.service", "scx-enroll.timer"
+CONTROL = "scx-enroll-control-*.service"  # one for each command: an agent that was started by hand lives on in its unit
 AGAIN = "scx-enroll-again"
 COMMAND_S = 30.0  # a manager that answers at all answers in milliseconds
 FOLDERS = ("/usr/bin", "/bin")
@@ -45,7 +45,12 @@ def age_s() -> float:
         return uptime
 
 
-def as_unit(command: Tuple[str, ...], limit_s: float) -> Tuple[str, ...]:
+def new_unit() -> str:
+    """Return a name for a control command's unit that no other has had since the boot."""
+    return CONTROL.replace("*", str(time.monotonic_ns()))
+
+
+def as_unit(unit: str, command: Tuple[str, ...], limit_s: float) -> Tuple[str, ...]:
     """Return the command line that runs a command as a unit of its own, and ends when that does.
 
     The unit ends nothing but the command itself, so that an agent which it starts by hand lives on, outside any sandbox.
@@ -54,7 +59,7 @@ def as_unit(command: Tuple[str, ...], limit_s: float) -> Tuple[str, ...]:
     settings = ("Type=oneshot", "KillMode=process", f"TimeoutStartSec={limit_s:.0f}")
     environment = (f"{name}={value}" for name, value in ENVIRONMENT.items())
     return (
-        _tool("systemd-run"), "--quiet", "--collect", f"--unit={CONTROL}", "--description=Control command of the SCOM agent",
+        _tool("systemd-run"), "--quiet", "--collect", f"--unit={unit}", "--description=Control command of the SCOM agent",
         *(f"--property={setting}" for setting in settings), *(f"--setenv={word}" for word in environment), "--", *command,
     )
 
@@ -92,7 +97,7 @@ def _run(*words: str) -> "Optional[subprocess.CompletedProcess[bytes]]":
 
 def control_is_running() -> bool:
     """Say whether a control command, which an earlier run may have started, is still at work."""
-    return _ask("systemctl", "show", "--property=ActiveState", CONTROL) in ("ActiveState=activating", "ActiveState=deactivating")
+    return _ask("systemctl", "list-units", "--plain", "--no-legend", "--state=activating,deactivating", CONTROL) != ""
 
 
 def is_going_down() -> bool:
@@ -100,9 +105,9 @@ def is_going_down() -> bool:
     return _ask("systemctl", "show", "--property=SystemState") == "SystemState=stopping"
 
 
-def end_control() -> None:
+def end_control(unit: str) -> None:
     """End a control command that does not end by itself; what it has started stays."""
-    _ask("systemctl", "stop", CONTROL)
+    _ask("systemctl", "stop", unit)
 
 
 def start_service() -> None:
@@ -112,8 +117,18 @@ def start_service() -> None:
 
 
 def look_again(seconds: int) -> bool:
-    """Have the service started once more, after so many seconds, instead of what was arranged before; says whether it will be."""
+    """Have the service started once more, after so many seconds, instead of what was arranged before; says whether it will be.
+
+    Not where the timer has been stopped; who stops it later stops this, too.
+    """
     _ask("systemctl", "stop", f"{AGAIN}.timer")
-    timer = (f"--on-active={seconds}", "--timer-property=AccuracySec=1s", "--description=Another look at the certificate of the SCOM agent")
+    if not _is_active(TIMER):
+        return False
+    bound = ("--timer-property=AccuracySec=1s", f"--timer-property=PartOf={TIMER}")
+    timer = (f"--on-active={seconds}", *bound, "--description=Another look at the certificate of the SCOM agent")
     _ask("systemd-run", "--quiet", "--collect", f"--unit={AGAIN}", *timer, "--", "systemctl", "--no-block", "start", SERVICE)
-    return _ask("systemctl", "show", "--property=ActiveState", f"{AGAIN}.timer") == "ActiveState=active"
+    return _is_active(f"{AGAIN}.timer")
+
+
+def _is_active(unit: str) -> bool:
+    return _ask("systemctl", "show", "--property=ActiveState", unit) == "ActiveState=active"

@@ -1,10 +1,15 @@
 """What the timer's run does and a person's does not: it says a thing once, and asks for another look instead of waiting."""
 
+import importlib
 import json
-from typing import Optional
+import os
+import pkgutil
+from typing import Any, Dict, Optional
 
+import scx_enroll
 from scx_enroll import systemd
-from scx_enroll.errors import HostError
+from scx_enroll.errors import HostError, UsageError
+from scx_enroll.idle import HAS_TO_LOOK
 from scx_enroll.rootfs import Root
 from scx_enroll.store import MAX_STATE_BYTES, STATUS
 
@@ -41,3 +46,22 @@ def is_told(root: Root, message: str) -> bool:
         return bool(known["error"] == message)
     except (OSError, HostError, ValueError, KeyError, TypeError, RecursionError):
         return False
+
+
+def load_everything() -> None:
+    """Load all modules, since a package manager that is waited for may take this very program away, or bring another version."""
+    for module in pkgutil.iter_modules(scx_enroll.__path__):
+        importlib.import_module(f"scx_enroll.{module.name}")
+
+
+def idle(given: Dict[str, Any]) -> int:
+    """Say that there is something to look at, or have it looked at: else the program would not have come here.
+
+    `given`: the options of the verb. Raises UsageError, HostError.
+    """
+    if not given.get("else_start"):
+        return HAS_TO_LOOK
+    if not systemd.manages(os.path.realpath(given.get("root", "/"))):
+        raise UsageError("--else-start is for the timer of a system that systemd runs", "leave it out")
+    systemd.start_service()
+    return 0

@@ -390,37 +390,63 @@ def test_a_change_that_goes_unseen(scene: Scene, change: str, capsys: Any) -> No
         assert Path(scene.host.root, "run/scx-enroll/status.json").read_bytes() == status
 
 
-HOURS_LATER = [1, 11]  # no handshake is due
+def age(scene: Scene, seconds: int, last: int = 3600) -> None:
+    """The premises are so old, and the last run is so long ago."""
+    now = int(time.time())
+    rewrite(scene, at=now - seconds)
+    os.utime(below(scene, "/run/scx-enroll/status.json"), (now - last, now - last))
 
 
-def age(scene: Scene, hours: int) -> None:
-    """The premises are as old as that, with some minutes more."""
-    rewrite(scene, at=int(time.time()) - hours * 3600 - 600)
+HALF_DAY_S, HOUR_S = 12 * 3600, 3600
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hours", [0, *HOURS_LATER, 12, 13])
-def test_every_tick_pays_for_a_handshake(scene: Scene, hours: int, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """One in twelve does, and sees what is served; the others rest on the server's process and its files."""
+@pytest.mark.parametrize(
+    ("seconds", "last", "looked"),
+    [
+        (HOUR_S, HOUR_S, False), (11 * HOUR_S, HOUR_S, False), (HALF_DAY_S - 3, HOUR_S, False), (HALF_DAY_S + 3, HOUR_S, True),
+        (HALF_DAY_S + HOUR_S + 3, HOUR_S, False), (2 * HALF_DAY_S - 3, 2 * HALF_DAY_S - 3, True), (6 * HALF_DAY_S - 3, 2 * HALF_DAY_S, True),
+        (HALF_DAY_S + 3, HALF_DAY_S + 5, True), (HOUR_S, -60, True),
+    ],
+)  # fmt: skip
+def test_a_tick_that_does_a_handshake_for_nothing_or_never(
+    scene: Scene, seconds: int, last: int, looked: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The first run of each half day sees what is served, however seldom runs come and at whatever second; a person's always does."""
     assert whole(scene) == 0
-    age(scene, hours)
     asked: List[str] = []
     real = idle._serves
     monkeypatch.setitem(idle.CLAIMS, "port", lambda port: asked.append(port) or real(port))
+    age(scene, seconds, last)
+    assert answer(scene, "--unattended") == 0
+    assert bool(asked) is looked
+    age(scene, HOUR_S)
+    asked.clear()
     assert answer(scene) == 0
-    assert asked == ([str(scene.host.port)] if hours in (0, 12) else [])
+    assert asked == [str(scene.host.port)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["agent killed", "agent stopped", "agent serves another", "restarted by others", "key replaced", "link moved"])
-@pytest.mark.parametrize("hours", HOURS_LATER)
-def test_a_change_that_goes_unseen_without_a_handshake(scene: Scene, hours: int, change: str, capsys: Any) -> None:
+def test_a_change_that_goes_unseen_without_a_handshake(scene: Scene, change: str, capsys: Any) -> None:
     """A server that was restarted, or whose files changed so that it could serve something else, is noticed by the next tick."""
     assert whole(scene) == 0
-    age(scene, hours)
-    assert answer(scene) == 0
+    age(scene, HOUR_S)
+    assert answer(scene, "--unattended") == 0
     MISSES[change](scene)
-    assert answer(scene) is None
+    assert answer(scene, "--unattended") is None
+
+
+@pytest.mark.slow
+def test_another_process_has_the_servers_number(scene: Scene, capsys: Any) -> None:
+    """A server that died leaves its pid file, and the number may be given out again."""
+    assert whole(scene) == 0
+    age(scene, HOUR_S)
+    claims = premises_of(scene)["claims"]
+    assert f"\nserver omiserver {scene.host.pid}\n" in claims
+    rewrite(scene, claims=claims.replace(f"server omiserver {scene.host.pid}", f"server omiserver {os.getpid()}"))
+    age(scene, HOUR_S)
+    assert answer(scene, "--unattended") is None
 
 
 @pytest.mark.slow
@@ -429,8 +455,8 @@ def test_a_server_that_is_not_known_is_taken_for_granted(scene: Scene, capsys: A
     assert whole(scene) == 0
     kept = [line for line in premises_of(scene)["claims"].split("\n") if not line.startswith("server ")]
     rewrite(scene, claims="\n".join(kept).replace("port 1,3", "port 1,4"))
-    age(scene, 2)
-    assert answer(scene) is None
+    age(scene, 2 * HOUR_S)
+    assert answer(scene, "--unattended") is None
 
 
 def nothing_of_ours(scene: Scene) -> None:

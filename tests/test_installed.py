@@ -27,7 +27,7 @@ NEWEST = "trixie"  # of the releases; what the others can't do differently is tr
 each_suite = pytest.mark.parametrize("suite", roots.SUITES)
 PACKAGE = "/srv/scx-enroll.deb"
 UNITS = ("scx-enroll.timer", "scx-enroll-soon.timer", "scx-enroll.path")
-SERVICE, TICK, CONTROL = "scx-enroll.service", "scx-enroll-tick.service", "scx-enroll-control.service"
+SERVICE, TICK, CONTROL = "scx-enroll.service", "scx-enroll-tick.service", "scx-enroll-control-*.service"
 LINK = "/etc/opt/omi/ssl/omi.pem"
 # Waits of two minutes are what operators want, and nothing that a test learns from.
 SOON = "[Timer]\nOnActiveSec=\nOnActiveSec={seconds}s\nAccuracySec=100ms\n"
@@ -102,6 +102,11 @@ def agent_of(machine: Machine) -> Dict[str, Any]:
 def looks(machine: Machine) -> int:
     """How often the service was started."""
     return len(re.findall(r"^(?:Finished|Failed to start)", machine.journal(SERVICE), re.MULTILINE))
+
+
+def control(machine: Machine) -> str:
+    """The units of control commands."""
+    return machine.run("systemctl", "list-units", "--all", "--plain", "--no-legend", CONTROL).stdout
 
 
 def is_enrolled(machine: Machine) -> bool:
@@ -235,7 +240,8 @@ def test_a_run_in_progress_when_the_package_changes(image: Callable[[str], Image
             assert "error: dpkg is changing packages" in said  # what was issued is kept, and installed by the next run
             assert running.returncode == 4
         else:
-            assert machine.unit(SERVICE, "ActiveState") in ("inactive", "failed")
+            assert machine.run("systemctl", "--failed", "--no-legend").stdout == ""
+            assert machine.unit("scx-enroll-again.timer", "ActiveState") == "inactive" or operation == "upgrade"
         assert "Traceback" not in machine.journal(SERVICE)
         assert machine.served() == installed(machine)
         ca.steer("--reset")
@@ -274,6 +280,9 @@ def test_an_agent_that_its_scripts_start_by_hand_is_shut_in_or_ended(
             assert bounding.findall(status) == bounding.findall(machine.read("/proc/1/status"))
             machine.run("systemctl", "start", SERVICE)
             assert machine.run("systemctl", "--failed", "--no-legend").stdout == ""
+            done = machine.run("scx-enroll", "run", "--renew", check=False, timeout=120)  # its unit is still there; a restart is a no-op then
+            assert "already" not in done.stdout + done.stderr + machine.journal(CONTROL)
+            assert is_enrolled(machine)
         return suite
 
     suites = roots.SUITES if how == "by the timer" else (NEWEST,)
@@ -313,10 +322,10 @@ def test_a_killed_run_leaves_a_control_command_that_nobody_waits_for(image: Call
         configure(machine, machine.fqdn, ca)
         machine.agent("set", "restart_takes=6")
         machine.run("systemctl", "start", "--no-block", SERVICE)
-        machine.wait_for(lambda: machine.unit(CONTROL, "ActiveState") == "activating", what="the agent is being restarted")
+        machine.wait_for(lambda: "activating" in control(machine), what="the agent is being restarted")
         machine.run("systemctl", "kill", "--signal=KILL", SERVICE)
         machine.wait_for(lambda: machine.unit(SERVICE, "ActiveState") == "failed", what="the run is dead")
-        assert machine.unit(CONTROL, "ActiveState") == "activating"
+        assert "activating" in control(machine)
         machine.run("systemctl", "start", SERVICE)
         assert is_enrolled(machine)
         assert (issued(ca), json.loads(machine.agent("show").stdout)["restarts"]) == (1, 1)
@@ -332,7 +341,7 @@ def test_a_machine_that_goes_down_while_its_agent_is_restarted(image: Callable[[
         configure(machine, machine.fqdn, ca)
         machine.agent("set", "restart_takes=5")
         machine.run("systemctl", "start", "--no-block", SERVICE)
-        machine.wait_for(lambda: machine.unit(CONTROL, "ActiveState") == "activating", what="the agent is being restarted")
+        machine.wait_for(lambda: "activating" in control(machine), what="the agent is being restarted")
         began = time.monotonic()
         if how == "in order":
             machine.poweroff()
@@ -367,6 +376,7 @@ def test_a_host_that_comes_at_another_minute_each_time(image: Callable[[str], Im
         one.reboot()
         shown = one.unit("scx-enroll.timer", "NextElapseUSecRealtime")
         assert int(one.run("date", "-d", shown, "+%s").stdout) - time.time() < 3600
+        assert one.unit("scx-enroll.timer", "Persistent") == "yes"
 
 
 @each_suite
@@ -422,6 +432,15 @@ def test_a_unit_fails_while_it_only_waits_or_not_where_a_person_is_needed(image:
         assert machine.run("systemctl", "--failed", "--no-legend").stdout == ""
         ca.steer("--approve", "1", "--set", "mode=")
         machine.wait_for(lambda: is_enrolled(machine), timeout=100, what="the poll after a minute has fetched it")
+        ca.steer("--set", "mode=pending")
+        machine.shell("sed -i 's/^template.*/&\\n/; s/^settle.*/&/' /etc/scx-enroll/conf.d/site.conf")
+        machine.run("scx-enroll", "run", "--renew", check=False)
+        machine.run("systemctl", "start", SERVICE)
+        assert machine.unit("scx-enroll-again.timer", "ActiveState") == "active"
+        machine.run("systemctl", "stop", "scx-enroll.path", "scx-enroll-soon.timer", "scx-enroll.timer")
+        assert machine.unit("scx-enroll-again.timer", "ActiveState") == "inactive"
+        machine.run("systemctl", "start", SERVICE)
+        assert machine.unit("scx-enroll-again.timer", "ActiveState") == "inactive"
     (tmp_path / "second").mkdir()
     with Machine(image("bookworm"), "host2") as machine, machine.ca(tmp_path / "second" / "ca") as ca:
         machine.install_agent()
@@ -459,6 +478,30 @@ def test_files_that_were_moved_out_of_the_sandbox(image: Callable[[str], Image],
         shown = machine.run("openssl", "x509", "-in", "/srv/agent/ssl/omi.pem", "-noout", "-fingerprint", "-sha256").stdout
         assert machine.served() == shown.partition("=")[2].strip().replace(":", "").lower()
         assert (issued(ca), facts(machine)["exit_status"]) == (1, 0)
+
+
+def test_files_of_the_agents_account_that_the_sandbox_keeps_from_being_put_back(image: Callable[[str], Image], tmp_path: Path) -> None:
+    """The agent dies of the new certificate: a regular omi.pem of the account's, its mode and the package's marker come back, unattended."""
+    with Machine(image(NEWEST), "host1") as machine, machine.ca(tmp_path / "ca") as ca:
+        machine.install_agent(layout="omi-regular")
+        configure(machine, machine.fqdn, ca)
+        machine.shell("chown omi:omi /etc/opt/omi/ssl/omi.pem; chmod 0600 /etc/opt/omi/ssl/omi.pem")
+        look = "stat -c '%n %F %U:%G %a' /etc/opt/omi/ssl/omi.pem /etc/opt/omi/ssl/.omi_cert_marker; sha256sum /etc/opt/omi/ssl/omi.pem"
+        before, served = machine.shell(look).stdout, machine.served()
+        machine.agent("refuse-new")
+        assert machine.run("systemctl", "start", SERVICE, check=False, timeout=180).returncode != 0
+        assert facts(machine)["exit_status"] == 9
+        assert (machine.shell(look).stdout, machine.served()) == (before, served)
+
+
+@pytest.mark.parametrize("folder", ["/etc/opt/omi/ssl", "/etc/opt/microsoft/scx/ssl"])
+def test_a_folder_of_the_agent_that_nobody_watches(image: Callable[[str], Image], folder: str) -> None:
+    """A change in either, also in one that comes after the boot, starts the look that follows in two minutes."""
+    with Machine(image(NEWEST), "host1") as machine:
+        machine.run("systemctl", "stop", "scx-enroll-soon.timer")
+        machine.wait_for(lambda: machine.unit("scx-enroll.path", "SubState") == "waiting", what="it watches")
+        machine.shell(f"mkdir -p {folder}; : >{folder}/x")
+        machine.wait_for(lambda: machine.unit("scx-enroll-soon.timer", "ActiveState") == "active", what="a look is on its way")
 
 
 def documented(page: str, word: str) -> str:

@@ -84,12 +84,19 @@ class Host:
         self.count()
 
     def grow_older(self) -> None:
-        """The premises are two hours old: no handshake is due."""
+        """The premises are two hours old, and the last run an hour ago: no handshake is due."""
         with open(self.lab.path(f"{STATE}/premises"), "rb+") as file:
             parts = file.read().split(b"\0")
             parts[1] = b"%d" % (int(parts[1]) - 2 * 3600)
             file.seek(0)
             file.write(b"\0".join(parts))
+        hour_ago = time.time() - 3600
+        os.utime(self.lab.path("/run/scx-enroll/status.json"), (hour_ago, hour_ago))
+
+    def forget_last_run(self) -> None:
+        """The last run is long ago: a handshake is due."""
+        os.utime(self.lab.path("/run/scx-enroll/status.json"), (0, 0))
+        self.count()
 
     def forget_premises(self) -> None:
         """The next run looks at everything, as one of a day does."""
@@ -296,7 +303,7 @@ def idle_contenders(made: Lab, certbots: List[Tuple[str, str]]) -> List[Contende
         host.grow_older()
         rows.append(Contender(name, host.ours("--unattended"), host.count, host.idle))
     host = made.host("handshake", lambda _host: None)
-    rows.append(Contender(HANDSHAKE, host.ours("--unattended"), host.count, host.idle))
+    rows.append(Contender(HANDSHAKE, host.ours("--unattended"), host.forget_last_run, host.idle))
     host = made.host("look", lambda _host: None)
     rows.append(Contender(LOOK, host.ours("--unattended"), host.forget_premises, host.idle))
     for number, (name, program) in enumerate(certbots):

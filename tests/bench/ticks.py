@@ -79,7 +79,7 @@ def measured(suite: str, rounds: int, *, alone: bool) -> Dict[str, float]:
             time.sleep(2)  # files of this second are no premises
             found = {"look": cpu_ms(machine, SERVICE, rounds, lambda: machine.run("rm", "-f", PREMISES))}
             machine.run("systemctl", "start", SERVICE)
-            found["handshake"] = cpu_ms(machine, TICK, rounds)
+            found["handshake"] = cpu_ms(machine, TICK, rounds, lambda: machine.run("touch", "-d", "@0", "/run/scx-enroll/status.json"))
             machine.run("python3", "-c", OLDER)
             found["tick"] = cpu_ms(machine, TICK, rounds)
             if not alone:
