@@ -1,4 +1,4 @@
-"""Builds the deb and the rpm into dist/: bit for bit the same from the same checkout, whoever builds them and when.
+"""Builds the deb and the rpm into dist/: bit for bit the same from the same checkout and zlib, whoever builds them and when.
 
 Run by `make packages`. What can't be taken from the checkout as it stands is made under build/packages/; nfpm.yaml describes the rest.
 The one library that is delivered with the program comes from the package index, and is refused if it is not the one that

@@ -11,6 +11,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -306,6 +307,12 @@ def test_a_vulnerability_in_the_library_is_not_found_in_the_bill(bill, built, de
 
 
 # The checkers.
+
+
+def test_a_python_writes_its_own_system_into_what_it_packs(checkout):
+    """RFC 1952, byte 9: 255 from some versions of Python, 3 from others; and no time and no name."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import build; print(build.packed(b'x' * 999)[:10].hex())"
+    assert packages.output_of(sys.executable, "-I", "-c", code, os.path.join(checkout, "packaging")).strip() == "1f8b0800000000000203"
 
 
 def test_lintian_has_something_to_say(built):

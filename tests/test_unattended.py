@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, List, Optional
@@ -132,6 +134,16 @@ def test_the_managers_tools_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "systemd-run is missing" in caught.value.message
     assert systemd.look_again(60) is False
     assert systemd.control_is_running() is False
+
+
+def test_a_run_that_waits_while_its_own_package_is_changed() -> None:
+    """What is loaded before the wait is not looked for after it: the modules of this version, and all of them."""
+    code = (
+        "import os, sys; from scx_enroll import unattended; unattended.load_everything(); "
+        "there = {name[:-3] for name in os.listdir(os.path.dirname(unattended.__file__)) if name.endswith('.py')} - {'__init__'}; "
+        "print(there - {name.partition('.')[2] for name in sys.modules if name.startswith('scx_enroll.')})"
+    )
+    assert subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 @pytest.mark.parametrize("left", [b"", b"[]", b"{}", b'{"error": "another"}', b"\xff", b"[" * 100_000])
