@@ -17,7 +17,7 @@ from tests import packages
 pytestmark = pytest.mark.slow
 
 APPLETS = ("sh", "cat", "grep", "ln", "ls", "mkdir", "readlink", "rm", "true")
-UNITS = ("scx-enroll.timer", "scx-enroll-soon.timer", "scx-enroll.path")
+UNITS = ("scx-enroll.path", "scx-enroll-soon.timer", "scx-enroll.timer")
 PROGRAM = "usr/share/scx-enroll"
 CONFIGURATION = "etc/scx-enroll/scx-enroll.conf"
 LINK = f"{PROGRAM}/python"
@@ -317,7 +317,7 @@ def unit_calls(log):
 
 def assert_waited(log, old, new):
     """Units were stopped, and a run waited for, before the files changed; they were started after that."""
-    stopped = [*UNITS, "scx-enroll-again.timer", "scx-enroll-tick.service", "scx-enroll.service"]
+    stopped = [*UNITS, "scx-enroll-tick.service", "scx-enroll.service", "scx-enroll-again.timer"]
     calls = unit_calls(log)
     assert calls == [*(("stop", unit, old) for unit in stopped), *(("start", unit, new) for unit in UNITS)]
     waited = log.index("flock --wait 600 /var/lib/scx-enroll/lock true")
@@ -380,7 +380,7 @@ def test_an_upgrade_enables_what_the_operator_disabled(host):
     host.dnf("upgrade", "scx-enroll", next_version=True)
     log = host.log()
     assert [line for line in log if " preset " in line] == []
-    assert [unit for verb, unit, _ in unit_calls(log) if verb == "start"] == ["scx-enroll.timer", "scx-enroll-soon.timer"]
+    assert [unit for verb, unit, _ in unit_calls(log) if verb == "start"] == ["scx-enroll-soon.timer", "scx-enroll.timer"]
 
 
 @pytest.mark.parametrize("act", ["upgrade", "reinstall", "remove"])
