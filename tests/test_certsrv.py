@@ -448,7 +448,7 @@ def test_an_answer_that_unpacks_itself_is_not_unpacked(net):
 @pytest.mark.slow
 def test_a_trickled_answer_ends_at_the_deadline(net):
     """A byte now and then keeps every read time-out happy: certsrv waits as long as the server likes, with the lock held."""
-    body = b"<HTML>  </HTML>"
+    body = b"<HTML>" + b" " * 25 + b"</HTML>"
 
     def script(peer, connection):
         peer.request(connection)
@@ -461,7 +461,7 @@ def test_a_trickled_answer_ends_at_the_deadline(net):
     assert time.monotonic() - started > 0.1 * (len(body) - 1) > BRIEF.total_s
     started = time.monotonic()
     outcome = submit(net.conversation(net.server(script)))
-    assert time.monotonic() - started < BRIEF.total_s + 0.3
+    assert time.monotonic() - started < BRIEF.total_s + 1.5 < 0.1 * (len(body) - 1)  # other tests load the machine
     assert isinstance(outcome, ca.Doubtful)
     assert "did not answer in time" in outcome.reason
 
