@@ -1173,11 +1173,12 @@ def test_the_library_sends_the_request_again_where_it_is_told_to(ca, library_cli
         ("negotiate", "Negotiate, NTLM"),
         ("epa", "Negotiate, NTLM"),
         ("kerberos", "Negotiate"),
+        ("ntlm", "NTLM"),
         ("refused", 'Negotiate, NTLM, Basic realm="ca.lab.test"'),
     ],
 )
 def test_right_passwords_can_be_refused(ca, web, auth, offers):
-    """Not offered, bound to a channel, or an account that is locked: the 401 does not say why."""
+    """Another way to sign in is wanted, or the account is locked: the 401 does not say why."""
     ca.switches.auth = auth
     answer = post(ca, web)
     assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, offers)

@@ -27,6 +27,7 @@ FAULTS: List[Dict[str, Any]] = [
     {item.name: choice}
     for item in fields(Switches) for choice in item.metadata["choices"]
     if choice != item.default and item.name not in ("answer_on", "slow_on", "shape_on", "lost_on", "oversize", "deny_page", "foreign", "digits")
+    and not str(choice).startswith(("rsa-", "ecdsa-", "pss-", "ed25519"))  # signatures of the web server's certificate are no faults
 ]
 FAULTS += [{"answer": kind, "answer_on": "post"} for kind in ("400", "403", "404", "413", "429", "503", "307", "500", "502", "login", "empty")]
 FAULTS += [
@@ -52,7 +53,7 @@ NOTHING: Tuple[Callable[[Dict[str, Any]], bool], ...] = (
     lambda fault: "unavailable" in fault and (fault["unavailable"] != "get") and fault.get("unavailable_hresult") != 0x800706BE,
     lambda fault: "unavailable" in fault and fault["unavailable"] in ("get", "all"),  # the chain can't be learnt
     lambda fault: "answer" in fault and not fault.get("answer_after"),
-    lambda fault: "auth" in fault or "https" in fault or "date_offset" in fault,
+    lambda fault: "auth" in fault or "https" in fault or "date_offset" in fault or fault.get("enroll") == "denied",
     lambda fault: fault.get("lost_on") == "get" or fault.get("lost") == "before",
     lambda fault: "body_bytes" in fault,  # pages beyond every limit, the CA's own too
     lambda fault: fault.get("content_length") in ("wrong-more", "wrong-less"),

@@ -15,7 +15,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Uni
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from . import messages
@@ -199,9 +199,15 @@ def _application_policies() -> x509.UnrecognizedExtension:
     return x509.UnrecognizedExtension(ObjectIdentifier("1.3.6.1.4.1.311.21.10"), tlv(0x30, tlv(0x30, server_auth)))
 
 
+def common_name(der: bytes) -> str:
+    """Return the CN of a certificate's subject, "" where it has none."""
+    found = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if found else ""
+
+
 def make_ca(
     name: str,
-    key: ec.EllipticCurvePrivateKey,
+    key: Union[ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey, ed25519.Ed25519PrivateKey],
     start: float,
     end: float,
     issuer: Optional[x509.Certificate] = None,

@@ -44,7 +44,8 @@ files in DIR:
   password          of the account, for Basic
   server-trust.pem  the root of the HTTPS certificate
   issuer-trust.pem  the CA's roots
-  rows.json         the request table, as --rows prints it
+  client-ca.pem     the root of client certificates, unless --client-ca names one that can issue some
+  rows.json         the request table and the last requests, as --rows prints them
 
 examples:
   python -m tests.lab.ca --directory DIR                              serve
@@ -145,8 +146,19 @@ def parser() -> argparse.ArgumentParser:
         help="its host name in the HTTPS certificate, with localhost (default: %(default)s)",
     )  # fmt: skip
     serve.add_argument("--name", default="Lab Issuing CA", help="the CA's name (default: %(default)s)")
-    serve.add_argument("--user", default="LAB\\svc-enroll", help="the account that is let in (default: %(default)s)")
+    serve.add_argument("--user", default="LAB\\svc-enroll", help="the account that is let in by Basic and NTLM (default: %(default)s)")
     serve.add_argument("--password", default="", help="its password (default: made up, in DIR/password)")
+    serve.add_argument(
+        "--kerberos-keytab", default="", metavar="FILE",
+        help="the web server's keytab, read anew for each token: with auth=kerberos or negotiate every principal of its realm is let in",
+    )  # fmt: skip
+    serve.add_argument("--client-ca", default="", metavar="FILE", help="the roots of client certificates, PEM (default: DIR/client-ca.pem)")
+    serve.add_argument(
+        "--tokens", type=Path, metavar="FILE", help="write each Authorization header that comes to FILE, mode 0600, to look for it elsewhere"
+    )
+    serve.add_argument(
+        "--begin", action="append", default=[], metavar="NAME=VALUE", help="a switch to begin with, as --set later; may be repeated"
+    )
     serve.add_argument(
         "--lifetime", type=positive, default=2 * YEAR, metavar="SECONDS", help="how long certificates live (default: two years)"
     )
@@ -204,6 +216,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 def serve(options: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C, or until the directory is gone."""
     directory: Path = options.directory
+    switches = wish(options.begin)
     lab = LabCA(
         directory,
         port=options.port,
@@ -211,6 +224,9 @@ def serve(options: argparse.Namespace) -> int:
         server_name=options.server_name,
         user=options.user,
         password=options.password,
+        keytab=options.kerberos_keytab,
+        client_ca=options.client_ca,
+        tokens=options.tokens,
         name=options.name,
         lifetime=options.lifetime,
         ca_lifetime=options.ca_lifetime,
@@ -219,17 +235,18 @@ def serve(options: argparse.Namespace) -> int:
         first_id=options.first_id,
     )
     lab.authority.templates.update({item.name: item for item in options.template})
-    lab.switches.update({"language": options.language, "ca_language": options.ca_language})
+    lab.switches.update({"language": options.language, "ca_language": options.ca_language, **switches})
     with contextlib.suppress(FileNotFoundError):
         (directory / "acts.jsonl").unlink()
     steering = Steering(lab)
-    lab.on_request = steering.apply
+    lab.on_request, lab.on_reply = steering.apply, steering.publish
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())
     password = directory / "password"
     with open(os.open(password, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(lab.password + "\n")
+    steering.publish()
     with lab:
         ready = {
             "server": lab.server,
@@ -237,6 +254,7 @@ def serve(options: argparse.Namespace) -> int:
             "issuer_trust": lab.issuer_trust,
             "user": lab.user,
             "password_file": str(password),
+            "client_ca": lab.client_ca,
             "pid": os.getpid(),
         }
         write(directory / "ready.json", json.dumps(ready, indent=1) + "\n")

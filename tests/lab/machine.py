@@ -34,10 +34,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, TypeVar, Union
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar, Union
 
 from . import roots
 from .agent import fingerprint, served_leaf
+from .kdc import Kdc
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -233,6 +235,7 @@ class Machine(Tree):
         self._leader = 0
         self._nspawn: Optional[subprocess.Popen[bytes]] = None
         self._started: List[subprocess.Popen[str]] = []
+        self._kdcs: List[Kdc] = []
         self._cgroup = os.path.join(_cgroups(), f"scx-lab-{os.getpid()}-{next(_numbers)}")
         _sweep()
         os.mkdir(self._cgroup)
@@ -315,6 +318,8 @@ class Machine(Tree):
     def close(self) -> None:
         """Nothing of it is left: processes, mounts, network, files."""
         self._keeper.kill()  # and with it all others, which those that wait for them outside notice
+        for kdc in self._kdcs:
+            kdc.stop()
         for process in (*self._started, self._nspawn):
             if process:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -433,8 +438,32 @@ class Machine(Tree):
         """Return the SHA-256 of the leaf that is served, in hex; "" where nothing listens."""
         return self.in_network(lambda: fingerprint(served_leaf(port)))
 
-    def ca(self, folder: PathName, *options: str, name: str = CA_NAMES[0], port: int = 443) -> CA:
-        """Return a CA that listens in this machine's network, whether or not that is up; `options` as of `tests.lab.ca`."""
+    def kdc(self, folder: PathName, *, settings: Mapping[str, str] = MappingProxyType({}), keytab: str = "/etc/krb5.keytab") -> Kdc:
+        """Return a KDC that answers in this machine's network, whether or not that is up; it ends with the machine at the latest.
+
+        This machine has joined the realm, LAB.TEST: it has its krb5.conf, and a keytab of the account SHORTNAME$.
+        """
+        made = Kdc(folder, address=ADDRESS, port=88, settings=settings, enter=self._outside_words())
+        self._kdcs.append(made)
+        account = f"{self.name.upper()}$"
+        made.add(account)
+        made.start()
+        self.copy(made.config, "/etc/krb5.conf")
+        self.copy(made.keytab(os.path.join(folder, "machine.keytab"), account), keytab, 0o600)
+        return made
+
+    def ca(self, folder: PathName, *options: str, name: str = CA_NAMES[0], port: int = 443, kdc: Optional[Kdc] = None) -> CA:
+        """Return a CA that listens in this machine's network, whether or not that is up; `options` as of `tests.lab.ca`.
+
+        `kdc`: of the realm in whose name it takes Kerberos, as the switch `auth` says from the beginning.
+        """
+        if kdc:
+            service = f"HTTP/{name}"
+            if not kdc.knows(service):
+                kdc.add(service)
+            os.makedirs(folder, exist_ok=True)
+            keytab = kdc.keytab(os.path.join(folder, "http.keytab"), service)
+            options = ("--kerberos-keytab", keytab, "--begin", "auth=kerberos", *options)
         command = [sys.executable, "-I", "-m", f"{__package__}.ca", "--directory", os.fspath(folder)]
         serving = ["--address", ADDRESS, "--server-name", name, "--port", str(port), *options]
         return CA(self._outside_words(), command, serving, Path(folder))
@@ -504,6 +533,12 @@ class CA:
     def posts(self) -> int:
         """How many submissions were let in."""
         return int(self._table()["posts"])
+
+    @property
+    def requests(self) -> List[Dict[str, Any]]:
+        """The last 100 requests, as `server.Seen` describes them."""
+        requests: List[Dict[str, Any]] = self._table()["requests"]
+        return requests
 
     @property
     def rows(self) -> List[Dict[str, Any]]:

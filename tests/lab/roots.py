@@ -25,7 +25,8 @@ PACKAGES = (
     # what boots and is looked at
     "ca-certificates", "dbus", "init-system-helpers", "iproute2", "openssl", "systemd", "systemd-sysv",
     # the distribution's Python, what the program and the lab import, and what builds the program
-    "python3", "python3-cryptography", "python3-requests", "python3-setuptools", "python3-venv", "python3-wheel",
+    "python3", "python3-cryptography", "python3-gssapi", "python3-requests", "python3-requests-ntlm", "python3-setuptools", "python3-venv",
+    "python3-wheel",
 )  # fmt: skip
 OPTIONS = (
     "--variant=minbase",

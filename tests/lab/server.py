@@ -18,13 +18,14 @@ import time
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 from urllib.parse import parse_qs, urlsplit
 
 from . import foreign, webcerts
-from .authority import ANONYMOUS, NO_SUCH_REQUEST, Authority, pkcs7, to_pem
+from .authority import ANONYMOUS, NO_SUCH_REQUEST, Authority, common_name, pkcs7, to_pem
 from .pages import Pages, readable
-from .wire import Dropped, Reply, concerns, encoded, hang_up, prepare, write
+from .signin import OFFERS, Gate, Verdict, Visitor
+from .wire import Dropped, Reply, ask_afterwards, concerns, encoded, hang_up, prepare, write
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -35,7 +36,6 @@ HUGE_BYTES = 8 << 20
 CALL_BROKE = 0x800706BE  # RPC_S_CALL_FAILED: the CA may have done it all
 
 REDIRECTS = ("301", "302", "303", "307", "308")
-OFFERS: Mapping[str, Tuple[str, ...]] = {"negotiate": ("Negotiate", "NTLM"), "epa": ("Negotiate", "NTLM"), "kerberos": ("Negotiate",)}
 PROXY_OFFER = ("Proxy-Authenticate", 'Basic realm="proxy.example"')
 
 
@@ -52,14 +52,25 @@ class Seen:
     status: int
     agent: str
     scheme: str = ""  # the first word of Authorization
+    account: str = ""  # who signed in, also where that did not help
+    bound: bool = False  # right channel bindings came, and were looked at
+    delegated: bool = False  # credentials of the client's came with the token, for the server's use
+    mutual: bool = False  # the client wanted the server's own proof
+    reason: str = ""  # why credentials were not enough
+    sent_bytes: int = 0  # of the request's body
 
 
 class LabCA:
     """An `Authority` behind HTTPS on `address`, in a thread of this process.
 
     `directory` gets server-trust.pem (the root of the HTTPS certificate, unrelated to the CA) and issuer-trust.pem (the CA's
-    roots). `server` is "localhost:PORT", or with another address than 127.0.0.1 "SERVER_NAME:PORT". `authority.posts` counts the submissions that were let in, `count_post` all POSTs.
-    `on_request` is called before each request; `twist` gets "get" or "post" and each page's bytes, and returns what is sent instead.
+    roots). `server` is "localhost:PORT", or with another address than 127.0.0.1 "SERVER_NAME:PORT". `authority.posts` counts the
+    submissions that were let in, `count_post` all POSTs. `user` and `password` are for Basic and NTLM, `keytab` for Kerberos, of any
+    principal in it; replace the file, or `gate.keytab`, at any time. `client_ca` is the path of the roots of client certificates, by
+    default those of `clients`, which issues some. `tokens` are all Authorization headers that came; given a path, they go
+    to that file too.
+    `on_request` is called before each request, `on_reply` before each reply is sent; `twist` gets "get" or "post" and each page's
+    bytes, and returns what is sent instead.
     Further keyword arguments go to `Authority`.
     """
 
@@ -72,6 +83,9 @@ class LabCA:
         server_name: str = "ca.lab.test",
         user: str = "LAB\\svc-enroll",
         password: str = "",
+        keytab: str = "",
+        client_ca: str = "",
+        tokens: Optional[os.PathLike[str]] = None,
         authority: Optional[Authority] = None,
         **options: Any,
     ) -> None:
@@ -86,13 +100,19 @@ class LabCA:
         self.server_name = server_name
         self.bad_passwords = 0
         self.log: List[Seen] = []
+        self.tokens: List[str] = []
+        self._tokens = tokens
+        self.gate = Gate(self.directory, self.switches, self.user, self.password, keytab)
         self.on_request: Optional[Callable[[], None]] = None
+        self.on_reply: Optional[Callable[[], None]] = None
         self.twist: Optional[Callable[[str, bytes], bytes]] = None
         self._lock = threading.RLock()
         self._port = port
         self._address = address
         self._httpd: Optional[_Server] = None
-        self._contexts = webcerts.contexts(self.directory, server_name, address)
+        self._web = webcerts.WebCertificates(self.directory, server_name, address)
+        self.clients = webcerts.ClientCA(self.directory)
+        self.client_ca = client_ca or self.clients.trust
         self.server_trust = str(self.directory / "server-trust.pem")
         self.issuer_trust = str(self.directory / "issuer-trust.pem")
         self.write_issuer_trust()
@@ -126,6 +146,7 @@ class LabCA:
             self._httpd.server_close()
             self._httpd.drop()
             self._httpd = None
+        self.gate.close()
 
     @property
     def port(self) -> int:
@@ -153,28 +174,47 @@ class LabCA:
         """How many POSTs arrived, whether or not they were let in."""
         return self._count("POST")
 
+    @property
+    def count_bare_post(self) -> int:
+        """How many POSTs arrived without an Authorization header."""
+        with self._lock:
+            return sum(1 for seen in self.log if seen.method == "POST" and not seen.scheme)
+
     def _count(self, method: str) -> int:
         with self._lock:
             return sum(1 for seen in self.log if seen.method == method)
 
+    @property
+    def bindings(self) -> bytes:
+        """The channel bindings that it compares with on the next connection; tls-server-end-point, RFC 5929."""
+        return self.bindings_of(self.switches.https)
+
+    def bindings_of(self, https: str) -> bytes:
+        """Return those of a connection on which this certificate was shown, unless `bound_to` says otherwise."""
+        return self._web.shown("unknown-ca" if self.switches.bound_to else https).bindings
+
     # used by the handler, once for each connection or request
 
-    def context(self) -> ssl.SSLContext:
-        """Return the TLS context for the next connection."""
-        return self._contexts[self.switches.https]
+    def context(self, https: Optional[str] = None) -> ssl.SSLContext:
+        """Return the TLS context for the next connection, which shows this certificate; by default the one of the switch."""
+        ask = self.switches.certificate if self.switches.auth == "certificate" else ""
+        return self._web.context(self.switches.https if https is None else https, ask, self.client_ca if ask else "")
 
-    def record(self, seen: Seen) -> None:
-        """Add to the log."""
+    def record(self, seen: Seen, token: str) -> None:
+        """Add to the log, and the Authorization header to `tokens`."""
         with self._lock:
             self.log.append(seen)
+            if token:
+                self.tokens.append(token)
+            if token and self._tokens:
+                with open(os.open(self._tokens, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", encoding="latin-1") as file:
+                    file.write(f"{token}\n")
 
-    def admit(self, header: str) -> Tuple[bool, int]:
-        """Judge an Authorization header; returns whether it is let in, and the wrong passwords so far."""
-        if self.switches.auth == "anonymous":
-            return True, self.bad_passwords
+    def admit(self, header: str) -> bool:
+        """Judge a header of Basic; wrong passwords are counted."""
         scheme, _, token = header.partition(" ")
-        if self.switches.auth not in ("basic", "refused") or scheme.lower() != "basic":
-            return False, self.bad_passwords
+        if scheme.lower() != "basic":
+            return False
         try:
             given = base64.b64decode(token, validate=True)
         except ValueError:
@@ -183,7 +223,7 @@ class LabCA:
         if not good:
             with self._lock:
                 self.bad_passwords += 1
-        return good, self.bad_passwords
+        return good
 
     def take(self, name: str) -> bool:
         """Use up one of a counted switch: True while it is -1 or above 0."""
@@ -235,16 +275,21 @@ class _Handler(BaseHTTPRequestHandler):
     lab: LabCA
     server: _Server
     seen: Seen
+    visitor: Visitor
+    https: str  # the certificate that was shown
 
     def setup(self) -> None:
         # the handshake happens here, in the connection's own thread, so that a silent client blocks nobody
         self.request.settimeout(self.timeout)
         plain = self.request
-        self.request = self.lab.context().wrap_socket(plain, server_side=True)
+        self.https = self.lab.switches.https
+        self.request = self.lab.context(self.https).wrap_socket(plain, server_side=True)
         self.server.opened(self.request)
+        self.visitor = Visitor(self.lab.gate)
         super().setup()
 
     def finish(self) -> None:
+        self.visitor.close()
         with contextlib.suppress(OSError, ValueError):
             super().finish()
         with contextlib.suppress(OSError):
@@ -268,7 +313,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if length > MAX_FORM_BYTES:
             self.close_connection = True
-            self._arrived()
+            self._arrived(length)
             self.rfile.read(min(length, MAX_DRAINED_BYTES))  # else the close may overtake the answer, as a reset
             status = self.lab.switches.oversize
             self._send("post", Reply(int(status), self._iis(status)), authenticated=False)
@@ -277,7 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, method: str, body: bytes) -> None:
         lab = self.lab
-        self._arrived()
+        self._arrived(len(body))
         if lab.on_request:
             lab.on_request()
         switches = lab.switches
@@ -290,19 +335,25 @@ class _Handler(BaseHTTPRequestHandler):
             if scripted and not (switches.answer_after and method == "post"):
                 self._send(method, self._scripted(switches.answer), authenticated=False)
                 return
-            allowed, _ = lab.admit(self.headers.get("Authorization", ""))
-            if not allowed:
-                offers = OFFERS.get(switches.auth, ("Negotiate", "NTLM", 'Basic realm="ca.lab.test"'))
-                headers = tuple(("WWW-Authenticate", offer) for offer in offers)
-                self._send(method, Reply(401, self._iis("401"), headers=headers), authenticated=False)
+            verdict = self._judge()
+            seen = self.seen
+            seen.account, seen.bound, seen.delegated, seen.mutual = verdict.account, verdict.bound, verdict.delegated, verdict.mutual
+            seen.reason = verdict.reason
+            headers = tuple(("WWW-Authenticate", answer) for answer in verdict.answers)
+            if not verdict.admitted:
+                self._send(method, self._refusal(headers), authenticated=False)
                 return
-            self.seen.authenticated = True
+            seen.authenticated = True
+            if switches.enroll == "denied":
+                self._send(method, Reply(403, self._iis("403"), headers=headers), authenticated=True)
+                return
             lost = self._lost(method, form)
             if lost == "before":
                 if method == "post":
                     lab.authority.count_post()
                 raise Dropped
             reply = self._page(method, split.path.lower(), query, form)
+            reply = replace(reply, headers=(*reply.headers, *headers))
             if switches.slow and concerns(switches.slow_on, method):
                 time.sleep(switches.slow)
             if scripted:
@@ -310,6 +361,39 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(method, reply, authenticated=True, lost=lost)
         except Dropped as dropped:
             self._hang_up(reset=dropped.reset)
+
+    def _judge(self) -> Verdict:
+        lab, way = self.lab, self.lab.switches.auth
+        header = self.headers.get("Authorization", "")
+        if way == "anonymous":
+            return Verdict(True, ANONYMOUS)
+        if way == "certificate":
+            account = self._certified()
+            return Verdict(bool(account), account, reason="" if account else "no certificate")
+        if way in OFFERS:
+            return self.visitor.judge(header, lab.bindings_of(self.https))
+        good = lab.admit(header)
+        return Verdict(good, lab.user if good else "", reason="" if good else "no password", answers=() if good else lab.gate.offers())
+
+    def _certified(self) -> str:
+        """Return the CN of the client's certificate, "" where there is none; asks for one where that is how it is done."""
+        connection: ssl.SSLSocket = self.request
+        if self.lab.switches.certificate == "later" and not connection.getpeercert(binary_form=True):
+            with contextlib.suppress(ssl.SSLError):  # a client that can't, as with TLS 1.2
+                ask_afterwards(connection)
+        der = connection.getpeercert(binary_form=True)
+        return common_name(der) if der else ""
+
+    def _refusal(self, headers: Tuple[Tuple[str, str], ...]) -> Reply:
+        switches = self.lab.switches
+        if switches.auth == "certificate":
+            return Reply(403, self._iis("403.7"))
+        bodies: Mapping[str, Callable[[], Union[str, bytes]]] = {
+            "page": lambda: self._iis("401"),
+            "empty": lambda: b"",
+            "large": lambda: b"<HTML>" + b" " * HUGE_BYTES + b"</HTML>",
+        }
+        return Reply(401, bodies[switches.unauthorized_body](), headers=headers)
 
     def _lost(self, method: str, form: Mapping[str, str]) -> str:
         switches = self.lab.switches
@@ -360,7 +444,7 @@ class _Handler(BaseHTTPRequestHandler):
         return Reply(200, pages.stopped() if stopped else pages.outcome(row, mozilla=self._mozilla()))
 
     def _account(self) -> str:
-        return ANONYMOUS if self.lab.switches.auth == "anonymous" else self.lab.user
+        return self.seen.account
 
     def _download(self, name: str, query: Mapping[str, str]) -> Reply:
         lab, pages, switches = self.lab, self.lab.pages, self.lab.switches
@@ -456,6 +540,8 @@ class _Handler(BaseHTTPRequestHandler):
         more = [("Server", self.server_version), ("Date", self.date_time_string())]
         fate = prepare(reply, lab.switches, method, lost, http.HTTPStatus(reply.status).phrase, more)
         self.seen.status, self.seen.authenticated = reply.status, authenticated
+        if lab.on_reply:
+            lab.on_reply()
         write(self.wfile, fate)
         if fate.ends:
             self._hang_up(reset=False)
@@ -465,10 +551,11 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             hang_up(self.request, reset=reset)
 
-    def _arrived(self) -> None:
-        scheme = self.headers.get("Authorization", "").partition(" ")[0]
-        self.seen = Seen(self.command, self.path, False, 0, self.headers.get("User-Agent", ""), scheme)
-        self.lab.record(self.seen)
+    def _arrived(self, sent_bytes: int) -> None:
+        header = self.headers.get("Authorization", "")
+        agent, scheme = self.headers.get("User-Agent", ""), header.partition(" ")[0]
+        self.seen = Seen(self.command, self.path, False, 0, agent, scheme, sent_bytes=sent_bytes)
+        self.lab.record(self.seen, header)
 
 
 def _number(text: str) -> int:

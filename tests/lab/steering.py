@@ -1,6 +1,7 @@
 """Files through which another process steers a running CA: switches.json is the wish, acts.jsonl a queue of deeds.
 
-Both are read before each request and once a second; rows.json tells what the request table holds.
+Both are read before each request and once a second; rows.json tells what the request table holds, and the last requests, as it
+was before the last reply was sent.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Sequence, Tuple
 
@@ -32,6 +34,8 @@ CA_VERBS: Mapping[str, str] = {
     "rebuild": "install the CA anew: new keys, no requests, IDs from 1 again",
     "trust": "write issuer-trust.pem anew, as an operator does after a new root",
 }
+
+SHOWN_REQUESTS = 100
 
 
 class Unfit(Exception):
@@ -64,6 +68,11 @@ class Steering:
                 for line in lines[self._done :]:
                     self._act(line)
                 self._done = len(lines)
+            self._publish()
+
+    def publish(self) -> None:
+        """Write down what the CA holds now."""
+        with self._lock:
             self._publish()
 
     def _set(self, text: str) -> None:
@@ -113,7 +122,9 @@ class Steering:
             }
             for row in list(self.lab.authority.rows.values())
         ]
-        text = json.dumps({"posts": self.lab.authority.posts, "rows": rows}, indent=1, ensure_ascii=False) + "\n"
+        requests = [asdict(seen) for seen in self.lab.log[-SHOWN_REQUESTS:]]
+        table = {"posts": self.lab.authority.posts, "arrived": len(self.lab.log), "rows": rows, "requests": requests}
+        text = json.dumps(table, indent=1, ensure_ascii=False) + "\n"
         write(self.lab.directory / "rows.json", text)
 
 

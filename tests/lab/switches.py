@@ -53,6 +53,35 @@ ANSWERS: Mapping[str, str] = {
     "100-then-close": "100 Continue, then the connection ends",
 }
 
+WAYS: Mapping[str, str] = {
+    "basic": "Basic is taken, with the account's password; Negotiate and NTLM are offered too, but let nobody in",
+    "negotiate": "Negotiate and NTLM",
+    "kerberos": "Negotiate, with Kerberos alone inside",
+    "ntlm": "NTLM alone",
+    "epa": "as negotiate, with epa=require whatever that says",
+    "certificate": "a TLS client certificate",
+    "refused": "as basic, but every password is wrong",
+    "anonymous": "nobody is asked, and nobody may enroll",
+}
+
+CERTIFICATES: Mapping[str, str] = {
+    "": "",
+    "unknown-ca": "from another root",
+    "self-signed": "from nobody",
+    "wrong-name": "of another host",
+    "expired": "ended yesterday",
+    "future": "begins tomorrow",
+    "rsa-sha1": "a good one, signed by an RSA key with SHA-1; clients need OpenSSL's SECLEVEL=0 for it",
+    "rsa-sha256": "signed by an RSA key",
+    "rsa-sha384": "with SHA-384",
+    "rsa-sha512": "with SHA-512",
+    "ecdsa-sha384": "signed by an EC key with SHA-384",
+    "pss-sha256": "signed by an RSA key, RSASSA-PSS",
+    "pss-sha384": "with SHA-384",
+    "pss-sha512": "with SHA-512",
+    "ed25519": "signed by an Ed25519 key; RFC 5929 knows no digest for it, SHA-256 is taken",
+}
+
 NUMBER = "a number"
 TEXT = "any text"
 
@@ -143,15 +172,32 @@ class Switches:
     bom: bool = _switch(False, "a byte order mark before each page in a Unicode encoding")
     shape_on: str = _switch("all", "whose replies get body_bytes, chunked, content_length, content_type, page_charset, bom", *METHODS)
 
-    auth: str = _switch(
-        "basic",
-        "negotiate and epa: Negotiate, NTLM; kerberos: Negotiate alone; none of them lets anybody in. "
-        "refused: Basic, but every password is wrong. anonymous: nobody is asked, and nobody may enroll",
-        "basic", "negotiate", "kerberos", "epa", "refused", "anonymous", on="who is let in",
-    )  # fmt: skip
-    https: str = _switch(
-        "", "faults of the web server's certificate", "", "unknown-ca", "self-signed", "wrong-name", "expired", "future"
+    connection: str = _switch(
+        "", "close: Connection: close with each reply; 1.0: and HTTP/1.0", "", "close", "1.0"
     )
+
+    auth: str = _switch("basic", "how one signs in; Kerberos takes a keytab, without one nobody is let in by it", each=WAYS, on="who is let in")
+    epa: str = _switch(
+        "require", "channel bindings, with Negotiate and NTLM: off looks at none; allow lets in who sends none, not who sends wrong ones",
+        "off", "allow", "require",
+    )  # fmt: skip
+    bound_to: str = _switch(
+        "", "other: they are compared with those of another certificate than the one that is shown, as behind a proxy", "", "other"
+    )
+    mutual: str = _switch("on", "the server's own proof, with the reply to a token: off: none; wrong: somebody else's", "on", "off", "wrong")
+    persist: bool = _switch(True, "who has signed in by Negotiate or NTLM is not asked again on that connection; off: each request is")
+    error_token: bool = _switch(True, "Negotiate's 401 holds what Kerberos says about the failure")
+    offers: str = _switch(
+        "several", "schemes of a 401: a header each; all in one; with parameters; in lower case", "several", "one", "parameters", "lower"
+    )
+    unauthorized_body: str = _switch("page", "of a 401; large: 8 MiB", "page", "empty", "large")
+    certificate: str = _switch(
+        "handshake", "when auth=certificate asks for one: in the handshake; required: and that fails without; later: when a page is asked "
+        "for, with TLS 1.3, and in the handshake with 1.2. Who has none gets 403.7, but where it is required",
+        "handshake", "required", "later",
+    )  # fmt: skip
+    enroll: str = _switch("allowed", "denied: 403 for whoever has signed in", "allowed", "denied")
+    https: str = _switch("", "the web server's certificate: its faults, and its signature", each=CERTIFICATES)
     date_offset: float = _switch(0.0, "seconds by which the Date header is ahead")
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import socket
+import ssl
 import struct
 import time
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import List, Tuple, Union
 from .switches import Switches
 
 MISCOUNT = 10  # bytes by which wrong-more is wrong
+ASKING_S = 2.0  # a client without a certificate answers at once too, but nothing shows that
 # utf-16 without its byte order mark, which is a switch of its own
 _CODECS = {"utf-16": "utf-16-le"}
 _MARKS = {"utf-8": codecs.BOM_UTF8, "utf-16": codecs.BOM_UTF16_LE}
@@ -91,9 +94,11 @@ def prepare(reply: Reply, switches: Switches, method: str, lost: str, reason: st
         claimed = {"wrong-more": len(body) + MISCOUNT, "wrong-less": min(cut, len(body))}.get(plain.content_length, len(body))
         ends = ends or claimed != len(sent)
         headers.append(("Content-Length", str(claimed)))
+    ends = ends or bool(switches.connection)
     if ends and not lost:
         headers.append(("Connection", "close"))
-    lines = [f"HTTP/1.1 {reply.status} {reason}", *(f"{name}: {value}" for name, value in [*headers, *reply.headers])]
+    version = "1.0" if switches.connection == "1.0" else "1.1"
+    lines = [f"HTTP/{version} {reply.status} {reason}", *(f"{name}: {value}" for name, value in [*headers, *reply.headers])]
     head = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
     slow = concerns(switches.slow_on, method)
     body_pause = 0.05 if lost == "trickle" else switches.slow_body if slow else 0.0
@@ -118,6 +123,24 @@ def write(file: BufferedIOBase, fate: Fate) -> None:
             file.flush()
             time.sleep(pause)
     file.flush()
+
+
+def ask_afterwards(connection: ssl.SSLSocket) -> None:
+    """Ask a client that waits for its reply for a certificate, and wait until it has answered. Raises ssl.SSLError where it can't."""
+    connection.verify_client_post_handshake()
+    connection.do_handshake()
+    before = connection.gettimeout()
+    deadline = time.monotonic() + ASKING_S
+    connection.setblocking(False)
+    try:
+        # the answer is read along with what the client sends next, which is nothing until it has its reply
+        while time.monotonic() < deadline and not connection.getpeercert():
+            with contextlib.suppress(ssl.SSLWantReadError):
+                if not connection.recv(1):
+                    return
+            time.sleep(0.005)
+    finally:
+        connection.settimeout(before)
 
 
 def hang_up(connection: socket.socket, *, reset: bool) -> None:
