@@ -19,8 +19,8 @@ $(shell [ ! -e $(ENV) ] || { $(ENV)/bin/python -c '' && grep -qF '$(CURDIR)/$(EN
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
-demo: $(ENV)/.package ## show what the program is for, with a CA and an agent of its own, in a minute
-	@$(PY) -m tests.demo
+demo: $(ENV)/.package ## show what the program is for, with a CA and an agent of its own, in a minute; AUTH=kerberos
+	@$(PY) -m tests.demo $(AUTH)
 
 test: fast lint matrix slow ## install what is needed and run everything
 

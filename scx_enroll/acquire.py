@@ -12,7 +12,7 @@ from scx_enroll import observe, outcomes, pace, verify
 from scx_enroll.activate import Site
 from scx_enroll.case import Step, Wish
 from scx_enroll.config import CA, Config
-from scx_enroll.errors import CARefused, CAUnreachable, CertificateRefused, ConfigError, EnrollError, HostError, UsageError
+from scx_enroll.errors import CARefused, CAUnreachable, CertificateRefused, ConfigError, EnrollError, HostError, SigninRefused, UsageError
 from scx_enroll.pace import Held
 from scx_enroll.records import Line, Records
 from scx_enroll.request import RequestSpec
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from scx_enroll import ca as cas
 
 MAX_CLOCK_SKEW_S = 300  # what Kerberos allows, and less than AD CS sets NotBefore back by
-KEPT_REVOKED = 8  # as many as generations are kept
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Acquisition:
         self.records = Records(site, config, line)
         self.pool: Tuple[bytes, ...] = ()
         self.obtained = False  # by the last act
+        self.unprepared: Optional[EnrollError] = None  # why a conversation could not begin
 
     def ca(self, server: str) -> CA:
         """Return the configured CA at that server."""
@@ -67,14 +67,26 @@ class Acquisition:
             raise UsageError(f"no CA called {name} is configured", f"known are {known}")
         return found[0] if name else ""
 
-    def authority(self, ca: CA) -> outcomes.Authority:
-        """Ask a CA for its own certificates: this sends nothing. Raises what went wrong; and ConfigError, HostError."""
-        self.records.check_secret(ca)
+    def authority(self, ca: CA, *, retry: bool = False) -> outcomes.Authority:
+        """Ask a CA for its own certificates: this sends nothing. Raises what went wrong; and ConfigError, HostError.
+
+        `retry`: with a secret that was refused, too.
+        """
+        if not retry:
+            self.records.check_secret(ca)
         answer = self._authority(self.connect(ca), ca)
         if isinstance(answer, outcomes.Authority):
             return answer
-        self._missed(ca, answer)
+        self.records.missed(ca, answer)
         raise answer[1]
+
+    def greeted(self, ca: CA) -> outcomes.Greeting:
+        """Ask a CA's web server how one may sign in, without doing so. Raises as `authority`."""
+        conversation = self.connect(ca)
+        greeting = conversation.greet()
+        if isinstance(greeting, outcomes.Unavailable):
+            raise outcomes.unavailable(greeting)[1]
+        return greeting
 
     def check_line(self, server: str) -> None:
         """See that a conversation could begin: password and trust are readable. Raises ConfigError, HostError; sends nothing."""
@@ -83,7 +95,12 @@ class Acquisition:
     def connect(self, ca: CA) -> "cas.Conversation":
         """Begin a conversation; the network is not touched yet. Raises ConfigError, HostError."""
         self.site.waiting(f"waiting for {ca.server}")
-        return self.records.line.connect(self.site.root, ca)
+        try:
+            conversation = self.records.talks[ca.server] = self.records.line.connect(self.site.root, ca)
+        except (ConfigError, HostError) as problem:
+            self.unprepared = problem
+            raise
+        return conversation
 
     def _authority(self, conversation: "cas.Conversation", ca: CA) -> Union[outcomes.Authority, outcomes.Problem]:
         """Return the CA's own certificates, what is worth knowing of them recorded; or what is wrong."""
@@ -107,14 +124,6 @@ class Acquisition:
         )
         return answer
 
-    def _missed(self, ca: CA, problem: outcomes.Problem) -> None:
-        """Record what went wrong while nothing was asked for: only a refused password keeps us from asking again."""
-        if problem[0] == "changed":
-            self.records.fail(ca, "", *problem)
-        else:
-            self.records.met(ca, problem[1].exit_status, problem[1].message)
-        self.records.failure = None
-
     # -- acts -------------------------------------------------------------------------------------------------------
 
     def carry_out(self, step: Step, want: Want, wish: Wish, still_due: Callable[[], bool]) -> Wish:
@@ -125,10 +134,19 @@ class Acquisition:
         """
         earlier, self.obtained = self.records.begin(), False
         server = step.ca or self.store.journal.request.ca
-        sent = ACTS[step.action](self, step, want, wish, still_due)
+        try:
+            sent = ACTS[step.action](self, step, want, wish, still_due)
+        except SigninRefused as problem:  # before anything was sent: there is no keytab, or not this machine's
+            self.records.fail(self.ca(server), want.inputs, "joining", problem)
+            sent = False
+        except (ConfigError, HostError) as problem:
+            if problem is not self.unprepared or len(self.config.cas) == 1:
+                raise
+            self.records.fail(self.ca(server), want.inputs, "soon", problem)  # another one may need no such library or file
+            sent = False
         done = sent or self.obtained
         if self.records.failure:
-            wish = replace(wish, tried=(*wish.tried, server))
+            wish = replace(wish, tried=(*wish.tried, *self.records.alike(server)))
         elif not done:
             self.records.failure = earlier
         return replace(wish, now=wish.now and not done and step.action != "poll", renew=wish.renew and not done)
@@ -190,6 +208,11 @@ class Acquisition:
         entry = self.store.journal.request
         ca = self.ca(entry.ca)
         conversation = self.connect(ca)
+        answer = self._authority(conversation, ca)
+        if not isinstance(answer, outcomes.Authority):  # not sent, so it is no try
+            self.store.update(request=replace(entry, next=self.site.clock() + pace.COOL_DOWN_S))
+            self.records.fail(ca, want.inputs, *answer)
+            return False
         self.records.spend(self.site.clock())
         self.store.request("submit", tries=entry.tries + 1)
         self.record(conversation.submit(entry.csr.encode(), self._identified), want, ca, posted=True)
@@ -220,14 +243,18 @@ class Acquisition:
         ca, now = self.ca(step.ca), self.site.clock()
         held = next(held for held in want.held if held.id == step.generation)
         self.store.update(question=now + pace.MISSED_S)  # whatever comes: not again at every run
-        conversation = self.connect(ca)
+        try:
+            conversation = self.connect(ca)
+        except (SigninRefused, ConfigError, HostError) as problem:
+            self.records.missed(ca, ("soon", problem))
+            return False
         answer = self._authority(conversation, ca)
         if not isinstance(answer, outcomes.Authority):
-            self._missed(ca, answer)
+            self.records.missed(ca, answer)
             return False
         outcome = conversation.fetch(held.request_id)
         if isinstance(outcome, outcomes.Revoked):
-            self.note_revoked(ca, held)
+            self.records.note_revoked(ca, held)
         elif isinstance(outcome, outcomes.Certificate):
             same = verify.facts(outcome.leaf).leaf == held.leaf
             what = "is in force" if same else "is not the one in service: was the CA rebuilt, or restored?"
@@ -237,12 +264,6 @@ class Acquisition:
             why = f": {self.records.unrecognised(outcome, ca).message}" if isinstance(outcome, outcomes.Unknown) else ""
             self.records.met(ca, 0, f"it did not tell whether request ID {held.request_id} was revoked{why}")
         return False
-
-    def note_revoked(self, ca: CA, held: Held) -> None:
-        """The CA called this certificate revoked: it is not valid any more, whatever its dates say."""
-        kept = (*self.store.journal.revoked, held.id)[-KEPT_REVOKED:]
-        message = f"the certificate of request ID {held.request_id} was revoked"
-        self.store.update(revoked=kept, contacts=self.records.contacts(ca, CARefused.exit_status, message))
 
     # -- records ------------------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ def adopt(acquisition: Acquisition, request_id: int, server: str, want: Want) ->
         raise CertificateRefused(f"{what} is not for this key: its certificate is for {subject}; nothing was changed", look)
     known = next((held for held in want.held if (held.ca, held.request_id) == (server, request_id)), None)
     if isinstance(outcome, outcomes.Revoked) and known:
-        acquisition.note_revoked(ca, known)
+        acquisition.records.note_revoked(ca, known)
         return
     if not isinstance(outcome, (outcomes.Certificate, outcomes.Pending)):
         raise CARefused(f"{what} brings no certificate: {outcomes.sentence(outcome)}; nothing was changed", look)

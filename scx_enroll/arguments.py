@@ -10,7 +10,7 @@ from scx_enroll.errors import UsageError
 from scx_enroll.idle import say
 
 MAX_WAIT_S = 24 * 3600  # for the lock; a run takes minutes
-VERBS = ("run", "idle", "status", "csr", "install", "submit", "ca-cert", "rollback", "hold", "release")
+VERBS = ("run", "idle", "status", "csr", "install", "submit", "ca-cert", "check", "rollback", "hold", "release")
 
 HELP = """usage: scx-enroll [options] VERB [options]
 
@@ -26,13 +26,14 @@ Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that 
   idle             for the timer: 0 where the last answer of run stands, else 75
     --else-start   start scx-enroll.service instead, and end with 0
   status           what is installed, served, pending and due
-    --json         print facts as JSON; also with run, install, rollback, submit, ca-cert
+    --json         print facts as JSON; also with run, check, install, rollback, submit, ca-cert
+  check            try to sign in at each CA, without asking for anything; --retry: also where refused
   csr              print a certificate request for the agent's key
   install FILE     verify a certificate brought by hand, and put it in service
   submit FILE      get a certificate for another host's request; call it again while it waits
     --output FILE  write certificate and chain there; also --now, --renew, --adopt ID
   ca-cert          print the trust that the Management Servers need; --fetch asks the CA for it
-    --ca NAME      one CA alone; also with submit and --adopt
+    --ca NAME      one CA alone; also with check, submit and --adopt
   rollback         go back to what was installed before, prove it, and hold
   hold [REASON]    change nothing until release
   release          end a hold
@@ -79,16 +80,17 @@ def parser() -> argparse.ArgumentParser:
         made[verb].add_argument("--now", action="store_true")
         made[verb].add_argument("--renew", action="store_true")
         made[verb].add_argument("--adopt", type=_request_id, metavar="ID")
-    for verb in ("run", "submit", "ca-cert"):
+    for verb in ("run", "submit", "ca-cert", "check"):
         made[verb].add_argument("--ca", metavar="NAME")
-    for verb in ("run", "install", "submit", "ca-cert", "rollback", "hold", "release"):
+    for verb in ("run", "install", "submit", "ca-cert", "check", "rollback", "hold", "release"):
         made[verb].add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS")
-    for verb in ("run", "status", "install", "submit", "ca-cert", "rollback"):
+    for verb in ("run", "status", "install", "submit", "ca-cert", "check", "rollback"):
         made[verb].add_argument("--json", action="store_true", default=argparse.SUPPRESS)
     for verb in ("install", "submit"):
         made[verb].add_argument("file", metavar="FILE")
     made["submit"].add_argument("--output", metavar="FILE")
     made["ca-cert"].add_argument("--fetch", action="store_true")
+    made["check"].add_argument("--retry", action="store_true")
     made["idle"].add_argument("--else-start", action="store_true")
     made["hold"].add_argument("reason", nargs="?", default="", metavar="REASON")
     return top

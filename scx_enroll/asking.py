@@ -9,18 +9,20 @@ from scx_enroll.pace import (
     DOUBT_S,
     POLL_S,
     SHARES,
+    SIGNIN_REFUSED,
     TRUST_SPREAD_S,
     WEEK_S,
     Held,
     doubt_ends,
     first_question,
+    patience,
     repeat_at,
     runs_out_at,
 )
 
 MAX_POSTS_PER_CSR = 2
 BUDGET_HINT = "mend the cause meanwhile; or, where so many are meant, raise certificates-per-day or submissions-per-day in [renewal]"
-CA_REFUSED, CERTIFICATE_REFUSED, ROLLED_BACK, SIGNIN_REFUSED = 6, 8, 9, 13
+CA_REFUSED, CERTIFICATE_REFUSED, ROLLED_BACK = 6, 8, 9
 
 
 def _pending(case: Case) -> Optional[Step]:
@@ -37,7 +39,7 @@ def _pending(case: Case) -> Optional[Step]:
     refused = _signin_refused(case, request.ca)
     if refused:
         return replace(refused, row="C1", until=min(refused.until or ends, ends))
-    again = case.wish.renew and case.refused_password(request.ca)  # a person says that the account was mended
+    again = case.wish.renew and case.refused_secret(request.ca)  # a person says that the account was mended
     if case.wish.now or again or not case.now < request.next <= case.now + POLL_S[1]:
         return Step("C1", "poll", f"{what} is asked for")
     other, other_from = _other_to_turn_to(case)
@@ -78,11 +80,12 @@ def _other_to_turn_to(case: Case) -> Tuple[str, Optional[int]]:
 
 
 def _signin_refused(case: Case, ca: str) -> Optional[Step]:
-    """Not even a poll is sent with a password that was refused: accounts lock."""
+    """Not even a poll is sent where we were not let in: accounts lock."""
     backoff = case.backoff(ca)
     if backoff is None or backoff.status != SIGNIN_REFUSED:
         return None
-    return Step("C2", "wait", backoff.message, until=case.until(backoff), status=backoff.status, hint=backoff.hint)
+    until = case.until(backoff)
+    return Step("C2", "wait", backoff.message, until=until, status=backoff.status, hint=backoff.hint, retry=patience(backoff))
 
 
 def _doubtful(case: Case) -> Optional[Step]:
@@ -157,9 +160,10 @@ def _needed(case: Case) -> Optional[Step]:
             return replace(step, ca=ca)
         waits.append(backoff)
     untils = [until for until in map(case.until, waits) if until is not None]
-    first, until = waits[0], min(untils, default=None)
+    # What needs a person comes first, in whichever order this host asks: a fleet says the same.
+    first, until = min(waits, key=lambda backoff: patience(backoff) in ("soon", "joining")), min(untils, default=None)
     hint = first.hint if until is None or "scx-enroll run" in first.hint else f"{first.hint}; then: scx-enroll run --now"
-    return Step("C4", "wait", first.message, until=until, status=first.status, hint=hint)
+    return Step("C4", "wait", first.message, until=until, status=first.status, hint=hint, retry=patience(first))
 
 
 def _lacks_a_root(held: Held) -> bool:

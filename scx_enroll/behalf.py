@@ -20,7 +20,7 @@ from scx_enroll.errors import EnrollError, UsageError
 from scx_enroll.pace import Held
 from scx_enroll.records import Line
 from scx_enroll.request import Foreign
-from scx_enroll.rootfs import Root
+from scx_enroll.rootfs import Root, read_argument
 from scx_enroll.store import Generation
 
 
@@ -129,3 +129,15 @@ def submit(
         elif ca:
             errand.serve(ca)
         return errand.run(tools)
+
+
+def check_output(path: str, limit: int) -> None:
+    """See that what is there may be replaced: a file with certificates, an empty one, or nothing. Raises UsageError."""
+    kind = Root("/").entry(path).kind
+    try:
+        data = read_argument(path, limit) if kind == "file" else b""
+        ours = kind == "absent" or (kind == "file" and (not data or bool(verify.read(data))))
+    except EnrollError:
+        ours = False
+    if not ours:
+        raise UsageError(f"--output {path} would replace what holds no certificate", "name a new file; without --output it is printed")

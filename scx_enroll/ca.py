@@ -11,16 +11,17 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Tuple
 
 import certsrv
 import requests
-from requests.auth import AuthBase
 
 from scx_enroll import config, hresult, pages, verify
 from scx_enroll.errors import CertificateRefused, ConfigError
+from scx_enroll.exchange import NoAnswer, Peer, SignIn
 from scx_enroll.outcomes import (
     Authority,
     Certificate,
     Denied,
     Doubtful,
     Gone,
+    Greeting,
     Outcome,
     Pending,
     Revoked,
@@ -29,7 +30,7 @@ from scx_enroll.outcomes import (
     Unknown,
 )
 from scx_enroll.rootfs import Root
-from scx_enroll.web import LIMITS, Answer, Client, Limits, NoAnswer, Peer
+from scx_enroll.web import LIMITS, Answer, Client, Limits
 
 MAX_BUNDLE_BYTES = 4 << 20  # Debian's bundle of roots has 0.2 MB
 NEWEST = -1  # Renewal= of the CA's newest certificate, where certcarc.asp does not tell (facts/adcs.md section 1)
@@ -51,6 +52,12 @@ class Conversation(Protocol):
     def authority(self) -> Union[Authority, Unavailable, Unknown]:
         """Ask for the CA's own certificates: this sends nothing, and shows whether the server is trusted and lets us in."""
 
+    def mark(self, salt: bytes) -> str:
+        """Return the mark of the secret that is used here (exchange.SignIn)."""
+
+    def greet(self) -> Union[Greeting, Unavailable]:
+        """Ask without signing in how one may; this sends nothing of ours."""
+
     def submit(self, csr: bytes, on_id: Callable[[int], None]) -> Outcome:
         """Send the CSR (PEM), at most once; `on_id` gets the request ID before the certificate is fetched."""
 
@@ -58,10 +65,10 @@ class Conversation(Protocol):
         """Ask what became of a request; never doubtful."""
 
 
-def connect(root: Root, ca: config.CA, auth: AuthBase, limits: Limits = LIMITS) -> Conversation:
+def connect(root: Root, ca: config.CA, signin: SignIn, limits: Limits = LIMITS) -> Conversation:
     """Prepare a conversation with `ca`; the network is not touched yet. Raises ConfigError or HostError for server-trust."""
     path, roots = _roots(root, ca.server_trust)
-    return _Certsrv(ca, Client(Peer(ca.server, ca.user, ca.proxy, path), roots, auth, limits))
+    return _Certsrv(ca, signin, Client(Peer(ca.server, ca.proxy, path), roots, signin, limits))
 
 
 def _roots(root: Root, server_trust: str) -> Tuple[str, Tuple[bytes, ...]]:
@@ -91,11 +98,12 @@ class _Certsrv(certsrv.Certsrv):  # type: ignore[misc] # certsrv has no annotati
 
     session: requests.Session
 
-    def __init__(self, ca: config.CA, client: Client) -> None:
+    def __init__(self, ca: config.CA, signin: SignIn, client: Client) -> None:
         super().__init__(ca.server, "", "", cafile="unused")
         client.session.headers["User-Agent"] = self.session.headers["User-agent"]
         self.session = client.session
         self._client = client
+        self._signin = signin
         self._template = ca.template
         self._on_id: Callable[[int], None] = lambda _: None
 
@@ -114,6 +122,16 @@ class _Certsrv(certsrv.Certsrv):  # type: ignore[misc] # certsrv has no annotati
         if isinstance(page, pages.Failed) and page.hresult is not None:
             return self._unwell(page.hresult)
         return Unknown("certnew.cer of the CA" + _why(page), _skeleton(page, answer), None, doubtful=False)
+
+    def mark(self, salt: bytes) -> str:
+        return self._signin.mark(salt)
+
+    def greet(self) -> Union[Greeting, Unavailable]:
+        try:
+            offered = self._client.offered(self._url("certcarc.asp"))
+        except NoAnswer as end:
+            return _unavailable(end)
+        return Greeting(offered, self._client.certificate, self._signin.account, self._signin.binds)
 
     def submit(self, csr: bytes, on_id: Callable[[int], None]) -> Outcome:
         known: List[int] = []
@@ -224,8 +242,9 @@ class _Certsrv(certsrv.Certsrv):  # type: ignore[misc] # certsrv has no annotati
         if code is None:
             return Denied(request_id, None, "the CA gave no reason", "look at the request on the CA: Failed Requests", "configuration")
         meaning = hresult.meaning(code)
-        template = f", template {self._template}" if "template" in meaning.sentence else ""
-        return Denied(request_id, code, meaning.sentence + template, meaning.hint, meaning.retry)
+        known = {"template": self._template, "account": self._signin.account}
+        named = "".join(f", {what} {name}" for what, name in known.items() if f" {what} " in f"{meaning.sentence} ")
+        return Denied(request_id, code, meaning.sentence + named, meaning.hint, meaning.retry)
 
     def _unwell(self, code: int) -> Unavailable:
         meaning = hresult.meaning(code)

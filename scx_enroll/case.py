@@ -10,6 +10,7 @@ from typing import Optional, Tuple, Union
 from scx_enroll.journal import RESTARTS_PER_DAY, RESTARTS_PER_HOUR, Backoff, Budget, Journal, Skip
 from scx_enroll.pace import Held, Policy, due, expiry, until_of
 
+GUARDED = ("changed", "key")  # not tried again because a command is repeated: accounts lock
 RESTARTS_HINT = "it goes on by itself then; where nobody asked for so many, find out who changes or stops the agent"
 
 
@@ -63,6 +64,7 @@ class Step:
     generation: str = ""
     ca: str = ""
     due: int = 0  # of a submission: when the renewal was planned
+    retry: str = ""  # of a wait at a CA: how (pace.patience)
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,14 @@ class Case:
         """Why this CA is not asked now; `--now` ends a wait, `--renew` also what only other inputs would end."""
         found = []
         for backoff in (*self.journal.backoffs, *self.budget.refused):
-            wished = self.wish.renew or (self.wish.now and backoff.retry != "changed")
+            wished = self.wish.renew or (self.wish.now and backoff.retry not in GUARDED)
             since = backoff.ca in self.wish.tried or (not backoff.ca and self.wish.tried)
             if backoff.ca in (ca, "") and self.waits(backoff) and (since or not wished):
                 found.append(backoff)
         return max(reversed(found), key=lambda backoff: backoff.at, default=None)  # the latest failure is the one to tell
 
-    def refused_password(self, ca: str) -> bool:
-        """Whether this CA has refused the password that it would be given, and was not asked since."""
+    def refused_secret(self, ca: str) -> bool:
+        """Whether this CA has refused the password or key that it would be given, and was not asked since."""
         return ca not in self.wish.tried and any(refused.ca == ca for refused in self.budget.refused)
 
     def due(self, held: Held) -> int:

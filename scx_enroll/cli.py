@@ -14,6 +14,7 @@ from scx_enroll.idle import open_standard_files, say
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
 QUIET_POLL_S = 15.0
+PR_SET_DUMPABLE = 4  # prctl(2); what is started from here begins as usual
 MAX_QUIET_S = 30 * 60  # an unattended run waits this long for others to finish with the agent's files, where no timer can
 
 
@@ -103,7 +104,7 @@ class _Call:
         from scx_enroll.pace import needs_a_person
 
         status = facts["exit_status"]
-        if self.quiet and not needs_a_person(status, result.view.seen.held, self.tools.clock()):
+        if self.quiet and not needs_a_person(status, result.view.seen.held, self.tools.clock(), result.step.retry):
             status = 0
         if self.json:
             say(sys.stdout, self.report.as_json(facts))
@@ -250,7 +251,7 @@ class _Call:
         foreign = request.load_csr(read_argument(name, MAX_ARGUMENT_BYTES), name)
         place = self.tools.store(Root("/"))
         if output is not None:  # before anything is asked for
-            self._check_output(os.path.abspath(output))
+            behalf.check_output(os.path.abspath(output), MAX_ARGUMENT_BYTES)
             place.check_folder(os.path.abspath(output))
         self.told = sys.stderr  # standard output is the certificate's
         try:
@@ -268,31 +269,27 @@ class _Call:
         say(sys.stderr, self.report.as_errand(facts))
         return int(facts["exit_status"])
 
-    @staticmethod
-    def _check_output(path: str) -> None:
-        """See that what is there may be replaced: a file with certificates, an empty one, or nothing. Raises UsageError."""
-        from scx_enroll import verify
-        from scx_enroll.rootfs import Root, read_argument
-
-        kind = Root("/").entry(path).kind
-        try:
-            data = read_argument(path, MAX_ARGUMENT_BYTES) if kind == "file" else b""
-            ours = kind == "absent" or (kind == "file" and (not data or bool(verify.read(data))))
-        except EnrollError:
-            ours = False
-        if not ours:
-            raise UsageError(f"--output {path} would replace what holds no certificate", "name a new file; without --output it is printed")
-
     def ca_cert(self) -> int:
         """Print the trust for the Management Servers."""
         from scx_enroll import cacert
 
         found, failures = self._carefully(cacert.show, self.given["ca"] or "", fetch=self.flag("fetch"))
-        if self.json or found:
-            say(sys.stdout, self.report.trust_json(found) if self.json else self.report.as_trust(found, fetched=self.flag("fetch")))
+        shown = self.report.as_trust(found, fetched=self.flag("fetch")) if found else ""
+        return self._asked(self.report.trust_json(found) if self.json else shown, failures)
+
+    def _asked(self, shown: str, failures: Sequence[EnrollError]) -> int:
+        say(sys.stdout, shown)
         for failure in failures:
             say(sys.stderr, self.report.failure(failure))
         return int(failures[0].exit_status) if failures else 0
+
+    def check(self) -> int:
+        """Try to sign in at each CA."""
+        from scx_enroll import check
+
+        tried = self._carefully(check.check, self.given["ca"] or "", retry=self.flag("retry"))
+        shown = self.report.check_json(tried) if self.json else self.report.as_check(tried)
+        return self._asked(shown, [one.told(alone=len(tried) == 1) for one in tried if one.problem])
 
     def rollback(self) -> int:
         """Go back and hold."""
@@ -326,6 +323,7 @@ VERBS: Dict[str, Callable[[_Call], int]] = {
     "install": _Call.install,
     "submit": _Call.submit,
     "ca-cert": _Call.ca_cert,
+    "check": _Call.check,
     "rollback": _Call.rollback,
     "hold": _Call.hold,
     "release": _Call.release,
@@ -349,9 +347,18 @@ def _fail(error: EnrollError, arguments: Optional[argparse.Namespace]) -> int:
     return 0 if patient else error.exit_status
 
 
+def _leave_no_core() -> None:
+    """Keys and passwords pass through this process: its memory goes into no core dump, and is shown to root alone."""
+    with suppress(ImportError, OSError, AttributeError, MemoryError):  # a Python or a C library without it
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one verb; returns the exit status (docs/exit-status.md)."""
     open_standard_files()
+    _leave_no_core()
     signals = _Signals()
     arguments: Optional[argparse.Namespace] = None
     try:

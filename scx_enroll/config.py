@@ -188,6 +188,10 @@ def _key_kind(text: str) -> str:
 _any = _shaped(r".{1,256}", "shorter than 257 characters")
 _path = _shaped(r"/(?!.*(^|/)\.\.(/|$)).{1,1023}", "an absolute path without ..")
 
+# Which keys of [ca] belong to which ways of signing in, and those that one can't do without.
+_PASSWORD = ("user", "password-file")
+_METHODS = dict(kerberos=("keytab", "principal"), ntlm=_PASSWORD, basic=_PASSWORD, certificate=("client-certificate", "client-key"))
+
 # Every section and key, and what it takes. The defaults stand on the classes.
 _KEYS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
     "host": {"name": _host_name, "alternative-names": _dns_names},
@@ -195,7 +199,7 @@ _KEYS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
         "server": _server,
         # A newline would add attributes to the request: facts/adcs.md section 1.
         "template": _shaped(r"[A-Za-z0-9 ()_.-]{1,64}", "a template's name: letters, digits, blanks and ()_.-"),
-        "auth": _choice("kerberos", "ntlm", "basic", "certificate"),
+        "auth": _choice(*_METHODS),
         "user": _shaped(r"[^:]{1,256}", "a user's name: it can't hold a colon"),
         "password-file": _path,
         "keytab": _path,
@@ -229,14 +233,10 @@ _KEYS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
 }
 
 # What this version does not do yet: these keys may so far have their default only.
-_LATER: Mapping[str, Tuple[str, ...]] = {
-    "ca": ("keytab", "principal", "client-certificate", "client-key"),
-    "agent": ("activation", "key", "new-key", "restart-window"),
-    "report": ("metrics",),
-}
-_NO_KERBEROS = "auth = kerberos, the default, is not available in this version"
+_LATER: Mapping[str, Tuple[str, ...]] = {"agent": ("activation", "key", "new-key", "restart-window"), "report": ("metrics",)}
 _HINT = "correct the lines named, then run scx-enroll again"
-_BASIC_HINT = "set auth = basic and user in [ca], and put the password into /etc/scx-enroll/password"
+
+_NEEDED = ("user", "client-certificate", "client-key")
 
 
 def load(root: Root, path: str = PATH) -> Config:
@@ -273,7 +273,7 @@ def load(root: Root, path: str = PATH) -> Config:
             problems.append((section["server"].where, f"server: {servers[at]} stands in another section too"))
     if problems:
         message = "\n".join(f"{where.file}:{where.line}: {what}" for where, what in sorted(problems))
-        raise ConfigError(message, _BASIC_HINT if all(what == _NO_KERBEROS for _, what in problems) else _HINT)
+        raise ConfigError(message, _HINT)
     return config
 
 
@@ -290,7 +290,7 @@ def _files(root: Root, path: str) -> List[Tuple[str, bytes]]:
             if root.entry(name).kind == "link":
                 raise ConfigError(f"{name} is a link to nothing", "mend or remove it") from None
     if not found:
-        raise Unconfigured(f"there is no {path}", "write one with [ca] server, template, auth and user in it")
+        raise Unconfigured(f"there is no {path}", "write one with [ca] server and template in it")
     return found
 
 
@@ -393,9 +393,13 @@ def _check_ca(section: _Section, problems: _Problems) -> None:
     for key in ("server", "template"):
         if not said(key):
             complain(key, f"{key} is not set")
-    if said("auth") in ("", "kerberos"):
-        complain("auth", _NO_KERBEROS)
-    elif said("auth") in ("ntlm", "certificate"):
-        complain("auth", f"auth = {said('auth')} is not available in this version")
-    elif said("auth") == "basic" and not said("user"):
-        complain("user", "auth = basic needs user")
+    auth = said("auth") or CA.auth
+    for key in dict.fromkeys(key for keys in _METHODS.values() for key in keys) if auth in _METHODS else ():
+        methods = [method for method, keys in _METHODS.items() if key in keys]
+        if auth in methods and key in _NEEDED and not said(key):
+            complain("auth", f"auth = {auth} needs {key}")
+        elif auth not in methods and said(key):
+            other = f"not {auth}" if said("auth") else f"but auth is not set, and {auth} is the default: set auth, or take {key} out"
+            complain(key, f"{key} is for auth = {' or '.join(methods)}, {other}")
+    if auth == "kerberos" and re.fullmatch("[0-9.]+(:[0-9]+)?", said("server"), re.ASCII):
+        complain("server", "server: auth = kerberos needs the server's full name, there are no tickets for addresses")

@@ -107,11 +107,11 @@ class Backoff:
     inputs: str  # what it was asked for; other inputs end the back-off, except that of a refused password
     at: int  # the last failure
     failures: int  # in a row
-    retry: str  # "soon" | "later" where a person must act | "changed": other inputs only
+    retry: str  # "soon" | "later" where a person must act | "changed": other inputs only | "joining" the domain | "key" refused by it
     status: int
     message: str
     hint: str
-    secret: str = ""  # mark of the password that was refused
+    secret: str = ""  # mark of the password or keytab that was refused; another one ends the back-off
 
 
 @dataclass(frozen=True)
@@ -197,14 +197,17 @@ def free_at(times: Iterable[int], allowed: int, window_s: int) -> int:
     return newest_first[allowed] + window_s if len(newest_first) > allowed else 0
 
 
+NOWHERE = "-"  # no server is called so: a refused secret that no CA would be given now
+
+
 @dataclass(frozen=True)
 class Budget:
-    """Submissions and restarts so far, and passwords that were refused: accounts lock, so each may be tried once."""
+    """Submissions and restarts so far, and passwords and keys that were refused: accounts lock."""
 
     version: int = VERSION
     submissions: Tuple[Submission, ...] = ()
     restarts: Tuple[int, ...] = ()
-    refused: Tuple[Backoff, ...] = ()  # one for each CA that would be given the same password, with its mark
+    refused: Tuple[Backoff, ...] = ()  # one for each CA that would be given the same secret, with its mark
     salt: str = ""  # of the marks of refused passwords
     ahead: int = 0  # when times of the future were first noticed, by the clock of then
 
@@ -250,7 +253,7 @@ T = TypeVar("T")
 
 _WORDS: Mapping[type, Tuple[str, Tuple[str, ...]]] = MappingProxyType({
     Place: ("kind", ("link", "file", "absent")),
-    Backoff: ("retry", ("soon", "later", "changed")),
+    Backoff: ("retry", ("soon", "later", "changed", "joining", "key")),
     Skip: ("retry", ("soon", "later", "changed")),
 })
 

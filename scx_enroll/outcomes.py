@@ -4,7 +4,7 @@ The server has no idempotency, so each outcome says whether the request may have
 """
 
 from dataclasses import dataclass
-from typing import Optional, Tuple, Union
+from typing import Mapping, Optional, Tuple, Union
 
 from scx_enroll.errors import CARefused, CAUnreachable, EnrollError, SigninRefused
 
@@ -52,7 +52,7 @@ class Gone:
 
 @dataclass(frozen=True)
 class Unavailable:
-    """No usable answer, and surely nothing issued; `kind` is network, server, signin, signin-password, trust or refused."""
+    """No usable answer, and surely nothing issued; `kind` is one of SIGNIN's, network, server, trust or refused."""
 
     reason: str
     hint: str
@@ -96,15 +96,34 @@ class Authority:
     date: Optional[int]
 
 
+@dataclass(frozen=True)
+class Greeting:
+    """What a web server is and offers: schemes of WWW-Authenticate, none where it lets everybody in; its TLS certificate (DER)."""
+
+    offered: Tuple[str, ...]
+    certificate: bytes
+    account: str  # as whom we sign in
+    binds: bool  # to the TLS channel
+
+
 Outcome = Union[Certificate, Pending, Denied, Revoked, Gone, Unavailable, Doubtful, Unfetched, Unknown]
-Problem = Tuple[str, EnrollError]  # when to try again ("soon" | "later" | "changed": journal.Backoff), and what to say
+Problem = Tuple[str, EnrollError]  # when to try again (journal.Backoff), and what to say
+
+# What kept us from being let in: when to try again.
+SIGNIN: Mapping[str, str] = {
+    "signin": "later",
+    "signin-soon": "soon",
+    "signin-clock": "soon",
+    "signin-join": "joining",
+    "signin-key": "key",
+    "signin-password": "changed",
+}
 
 
 def unavailable(outcome: Unavailable) -> Problem:
     """Say what it means that nothing was stored."""
-    if outcome.kind.startswith("signin"):
-        retry = "changed" if outcome.kind == "signin-password" else "later"
-        return retry, SigninRefused(outcome.reason, outcome.hint)
+    if outcome.kind in SIGNIN:
+        return SIGNIN[outcome.kind], SigninRefused(outcome.reason, outcome.hint)
     if outcome.kind == "refused":
         return "later", CARefused(outcome.reason, outcome.hint)
     return "soon", CAUnreachable(outcome.reason, outcome.hint)

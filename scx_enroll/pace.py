@@ -14,11 +14,15 @@ REPEAT_SPREAD_S = 4 * HOUR_S  # and over so long: a CA that drowned in a fleet's
 DOUBT_S = DAY_S  # then a fresh request is made, over another such time
 TRUST_SPREAD_S = 3 * DAY_S  # a fleet that gets new roots in one hour renews over this long
 SHARES = 1 << 32  # a host's share of the spread is share / SHARES
-BACKOFF_S = {"soon": (5 * 60, 2 * HOUR_S), "later": (HOUR_S, DAY_S)}  # first and longest wait; each failure doubles it
+# First and longest wait; each failure doubles it. Accounts lock after several failures within minutes: a key that was refused is sent after
+# an hour, since another domain controller may know it meanwhile, and in the end once a day.
+BACKOFF_S = {"soon": (5 * 60, 2 * HOUR_S), "later": (HOUR_S, DAY_S), "key": (HOUR_S, DAY_S), "joining": (5 * 60, 15 * 60)}
+JOINING_FAILURES = DAY_S // BACKOFF_S["joining"][1]  # a day; who has not joined the domain by then is waited for like other people
 # While a valid certificate is held: at most this part of the time that it has left, and at most so long. Hosts that came due
 # in an outage of three days come back over four, not in an hour.
 CALM = ((16, DAY_S), (3, 4 * DAY_S))  # after the first failure, after each later one
 OF_THIS_HOST = (3, 9, 12)  # statuses of failures that are mended here: configuration, rollback, clock or disk
+SIGNIN_REFUSED = 13
 PATIENT_STATUSES = (4, 5, 7, 11)  # what a run that only waits ends with
 LEAST_PART = 20  # a twentieth of a certificate's life has passed before a new one is asked for
 LAST_PART = 0.1  # of a certificate's lifetime: waiting needs a person then
@@ -81,12 +85,13 @@ def _part(whole: int, part: Fraction) -> int:
     return whole * part.numerator // part.denominator
 
 
-def needs_a_person(status: int, held: Tuple[Held, ...], now: int) -> bool:
+def needs_a_person(status: int, held: Tuple[Held, ...], now: int, retry: str = "") -> bool:
     """Say whether an unattended run that ends with `status` should fail: waiting is no failure while time remains.
 
     `held`: all that is held, expired ones too. With nothing held yet, as at first boot, there is nothing to run out.
+    `retry`: of the back-off that it waits for, as `patience` says.
     """
-    if status not in PATIENT_STATUSES:
+    if status not in PATIENT_STATUSES and not (status == SIGNIN_REFUSED and (retry == "soon" or (retry == "joining" and not held))):
         return status != 0
     return bool(held) and now >= runs_out_at(held)
 
@@ -102,6 +107,11 @@ def expiry(held: Tuple[Held, ...]) -> int:
     return max((one.not_after for one in held if not one.mismatches), default=0)
 
 
+def patience(failure: Union[Backoff, Skip]) -> str:
+    """Return in what way a failure is waited for: as its `retry` says, but a domain join for a day only."""
+    return "later" if failure.retry == "joining" and failure.failures > JOINING_FAILURES else failure.retry
+
+
 def until_of(failure: Union[Backoff, Skip], expires: int = 0) -> Optional[int]:
     """Return when a failure is forgotten by itself, None for never. `expires`: when what is validly held does, 0 for nothing.
 
@@ -109,12 +119,13 @@ def until_of(failure: Union[Backoff, Skip], expires: int = 0) -> Optional[int]:
     """
     if failure.retry not in BACKOFF_S:
         return None
-    first, longest = BACKOFF_S[failure.retry]
+    first, longest = BACKOFF_S[patience(failure)]
+    failures = failure.failures - (JOINING_FAILURES if patience(failure) != failure.retry else 0)
     left = expires - failure.at
     if left > 0 and failure.status not in OF_THIS_HOST:
         part, most = CALM[min(max(failure.failures, 1), len(CALM)) - 1]
         return failure.at + max(min(left // part, most), first)
-    return failure.at + int(min(first * 2 ** min(max(failure.failures - 1, 0), 30), longest))
+    return failure.at + int(min(first * 2 ** min(max(failures - 1, 0), 30), longest))
 
 
 def _elsewhere(share: int) -> int:

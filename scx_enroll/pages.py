@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional, Set, Tuple, Union
 
 MAX_SKELETON_CHARS = 8192  # a bug report's worth; ours
-MAX_NAME_CHARS = 40  # of a tag or an ID in a skeleton; the longest known ID has 21
 
 DENIED_BY_MANAGER = 0x80094014  # [MS-ERREF] CERTSRV_E_ADMIN_DENIED_REQUEST
 
@@ -92,6 +91,10 @@ _KNOWN_TAG = re.compile(  # of HTML 4.01, and AD CS's own LocID
     "|hr|html|i|iframe|img|input|label|legend|li|link|locid|meta|nobr|noscript|object|ol|optgroup|option|p|param|pre|script|select|small|span"
     "|strike|strong|style|sub|sup|table|tbody|td|textarea|tfoot|th|thead|title|tr|tt|u|ul)"
 )
+_KNOWN_ID = re.compile(  # of AD CS's pages
+    "loc(?:ContactAdmin|Denied|DerEnc|DispSpacer|DownloadCert|DownloadCertChain|ErrorMsg|HomeAlign|HomeLink|Info|InfoNewReq|InfoReqID"
+    "|InfoReqIDandReason|MSCertSrv|PageFont|PageTitle|TimeoutWarning)"
+)
 _WANTED = frozenset({"locdenied", "locinforeqid", "locinforeqidandreason"})
 
 
@@ -130,15 +133,15 @@ def renewals(body: bytes) -> Optional[int]:
 
 
 def skeleton(page: str) -> str:
-    """Give the tags and IDs of a page: no text, no other attribute, no number, at most MAX_SKELETON_CHARS."""
+    """Give the tags and IDs of a page, those that are known: no text, no other attribute, at most MAX_SKELETON_CHARS."""
     parts: List[str] = []
     room = MAX_SKELETON_CHARS
     for match in filter(None, (found[1] for found in _TAG.finditer(page))):
         name, attributes = _attributes(match)
         shown = name if _KNOWN_TAG.fullmatch(name) else "#"  # whatever else stands in brackets may be somebody's address
         identity = attributes.get("id", "")
-        known = identity[:3].lower() == "loc" and identity.isalnum()
-        part = f"<{_redacted(shown)} ID={_redacted(identity) if known else '#'}>" if identity else f"<{_redacted(shown)}>"
+        known = identity if _KNOWN_ID.fullmatch(identity) else "#"  # a server may put there what we sent it
+        part = f"<{shown} ID={known}>" if identity else f"<{shown}>"
         room -= len(part)
         if room < 0:
             break
@@ -252,7 +255,3 @@ def _attributes(tag: str) -> Tuple[str, Dict[str, str]]:
     for attribute, *values in _ATTRIBUTE.findall(tag, name.end()):
         found.setdefault(attribute.lower(), "".join(values))
     return name[0].lower(), found
-
-
-def _redacted(name: str) -> str:
-    return re.sub(r"[^/A-Za-z]", "#", name[:MAX_NAME_CHARS])

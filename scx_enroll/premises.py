@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from scx_enroll import agent as agents
 from scx_enroll import idle, pace, plan, report
+from scx_enroll import journal as j
 from scx_enroll.enroll import Result
 from scx_enroll.errors import Unconfigured
 from scx_enroll.rootfs import Root
@@ -24,7 +25,7 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
     seen, ready = result.view.seen, result.view.found
     known = plan.rest(seen, result.view.policy, result.journal, result.budget, now)
     folder = root.host_path(idle.STATUS_FOLDER)
-    if result.acts or known is None or result.budget.refused or not _quiet(root):
+    if result.acts or known is None or any(one.ca != j.NOWHERE for one in result.budget.refused) or not _quiet(root):
         return None
     if ready and (ready.resolved or seen.process != ("running" if seen.listening else "stopped")):
         return None
@@ -38,7 +39,7 @@ def of(root: Root, config: str, result: Result, now: int) -> Optional[bytes]:
         port = [f"server {agents.SERVER} {pid}"] if pid else []  # as the kernel names its process
         port.append(f"library {idle.openssl()} OpenSSL")
         port.append(f"port {idle.served(listening=seen.listening, der=ready.served)} {ready.agent.port}")
-    patient = status if pace.needs_a_person(status, seen.held, now) else 0
+    patient = status if pace.needs_a_person(status, seen.held, now, step.retry) else 0
     where = (idle.here(root.path, config, live=root.live), now, at, folder)
     return _written(root, where, facts, (str(status), patient, report.as_end(facts, failed=False)), port)
 

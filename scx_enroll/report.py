@@ -8,7 +8,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
-from scx_enroll import journal, pace, verify
+from scx_enroll import binding, journal, pace, verify
 from scx_enroll.case import Step
 from scx_enroll.enroll import Result
 from scx_enroll.errors import EnrollError
@@ -16,6 +16,7 @@ from scx_enroll.errors import EnrollError
 if TYPE_CHECKING:  # most runs have nothing to do with them
     from scx_enroll.behalf import Ended
     from scx_enroll.cacert import Trusted
+    from scx_enroll.check import Tried
 
 VERSION = 1
 ACTED = {
@@ -98,7 +99,7 @@ def document(result: Result, now: int) -> Dict[str, Any]:
         ],
         "waiting_for": [
             {"ca": b.ca or None, "message": b.message, "until": pace.until_of(b, pace.expiry(seen.held))}
-            for b in (*state.backoffs, *budget.refused)
+            for b in (*state.backoffs, *budget.refused) if b.ca != journal.NOWHERE
         ],
         "hold": state.hold or None,
         "budget": {
@@ -308,3 +309,41 @@ def trust_json(found: "Sequence[Trusted]") -> str:
             } for one in found
         ], indent=1, ensure_ascii=False,
     ) + "\n"
+
+
+# -- sign-in ----------------------------------------------------------------------------------------------------------
+
+
+def as_check(tried: "Sequence[Tried]") -> str:
+    """Return for each CA what it offers, whether we were let in, by what and as whom, and whether the channel was bound."""
+    lines = []
+    for facts in map(_checked, tried):
+        lines.append(f"{facts['server']}: {'signed in' if facts['signed_in'] else 'not signed in'}")
+        if facts["offered"] is not None:
+            offered = ", ".join(facts["offered"]) or "nothing: it lets anybody in, or asks for a client certificate"
+            lines.append(f"  offers       {offered}")
+            lines.append(f"  {'used  ' if facts['signed_in'] else 'wanted'}       {facts['auth']}, as {facts['account']}")
+            lines += [f"  binding      {facts['binding'] or 'none, ' + facts['auth'] + ' has none'}"] if facts["signed_in"] else []
+            lines.append(f"  certificate  {facts['certificate']}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def check_json(tried: "Sequence[Tried]") -> str:
+    """Return the same as JSON: a list."""
+    return json.dumps(list(map(_checked, tried)), indent=1, ensure_ascii=False) + "\n"
+
+
+def _checked(one: "Tried") -> Dict[str, Any]:
+    greeting, problem = one.greeting, one.problem
+    return {
+        "server": one.ca.server,
+        "offered": list(greeting.offered) if greeting else None,
+        "signed_in": problem is None,
+        "auth": one.ca.auth,
+        "binding": binding.named(greeting.certificate) if greeting and greeting.binds and not problem else None,
+        "account": greeting.account if greeting else None,
+        "certificate": verify.whose(greeting.certificate) if greeting else None,
+        "exit_status": problem.exit_status if problem else 0,
+        "error": problem.message if problem else None,
+        "hint": problem.hint if problem else None,
+    }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from scx_enroll.der import SEQUENCE, element, elements
 from scx_enroll.errors import CertificateRefused, ConfigError
 from scx_enroll.request import RequestSpec, kind_of, spki_of
 
@@ -27,7 +28,7 @@ SAFE_RSA_BITS = 3072  # the agent's packages throw shorter keys away: facts/agen
 
 _BARE = re.compile(rb"MI[A-Za-z0-9+/\s]+={0,2}")  # base64 without armour: a long SEQUENCE always begins so
 _BLOCK = re.compile(rb"-----BEGIN (CERTIFICATE|X509 CERTIFICATE|PKCS7)-----([^-]*)(-----END \1-----)?")
-_SEQUENCE, _CONTEXT_0 = 0x30, 0xA0  # DER tags; [0] holds a PKCS#7's certificates
+_CONTEXT_0 = 0xA0  # a DER tag; [0] holds a PKCS#7's certificates
 _SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")  # 1.2.840.113549.1.7.2, RFC 2315 section 14
 _CN, _SERVER_AUTH, _OCSP, _PSS = "2.5.4.3", "1.3.6.1.5.5.7.3.1", "1.3.6.1.5.5.7.48.1", "1.2.840.113549.1.1.10"
 # In DER, 2.16.840.1.101.3.4.2.1 and so on.
@@ -117,52 +118,26 @@ def _unbase64(text: bytes) -> bytes:
 
 def _split(der: bytes) -> Iterator[bytes]:
     """Yield the certificate that `der` is, or those in the PKCS#7 that it is. Raises ValueError if it is neither."""
-    outer = _element(der, 0, len(der))
-    first = _element(der, outer.start, outer.end)
-    if outer.tag == first.tag == _SEQUENCE and outer.end == len(der):
+    outer = element(der, 0, len(der))
+    first = element(der, outer.start, outer.end)
+    if outer.tag == first.tag == SEQUENCE and outer.end == len(der):
         yield der
     elif der[first.at : first.end] == _SIGNED_DATA and outer.end == len(der):
-        explicit = _element(der, first.end, outer.end)
-        signed = _element(der, explicit.start, explicit.end)
-        for part in _elements(der, signed.start, signed.end):
+        explicit = element(der, first.end, outer.end)
+        signed = element(der, explicit.start, explicit.end)
+        for part in elements(der, signed.start, signed.end):
             if part.tag == _CONTEXT_0:
-                inner = _elements(der, part.start, part.end)
-                yield from (der[one.at : one.end] for one in inner if one.tag == _SEQUENCE)  # others are attribute certificates
+                inner = elements(der, part.start, part.end)
+                yield from (der[one.at : one.end] for one in inner if one.tag == SEQUENCE)  # others are attribute certificates
     else:
         raise ValueError("neither a certificate nor a PKCS#7")
-
-
-class _Element(NamedTuple):
-    tag: int
-    at: int
-    start: int  # of the contents
-    end: int
-
-
-def _element(der: bytes, at: int, end: int) -> _Element:
-    """Return the DER element at `at`; ValueError if it does not fit before `end`."""
-    head = der[at : min(at + 6, end)]  # lengths of up to 4 bytes
-    long = len(head) > 1 and head[1] >= 0x80
-    width = head[1] & 0x7F if long else 0
-    start = at + 2 + width
-    size = int.from_bytes(head[2 : 2 + width] if long else head[1:2], "big")
-    if len(head) < 2 + width or (long and not width) or start + size > end:
-        raise ValueError("cut off, or not DER")
-    return _Element(head[0], at, start, start + size)
-
-
-def _elements(der: bytes, at: int, end: int) -> Iterator[_Element]:
-    while at < end:
-        element = _element(der, at, end)
-        yield element
-        at = element.end
 
 
 def _load(der: bytes) -> Certificate:
     """Parse a certificate, also the agent's own, which says v1 and has extensions. Raises ValueError, whatever is raised."""
     from cryptography import x509
 
-    if _element(der, 0, len(der)).end != len(der):
+    if element(der, 0, len(der)).end != len(der):
         raise ValueError("something follows the certificate")  # which old versions of cryptography don't mind
     try:
         return x509.load_der_x509_certificate(der)
@@ -189,6 +164,15 @@ def facts(der: bytes) -> Facts:
         )
     except Exception as problem:
         raise CertificateRefused(f"certificate can't be read: {problem}", "get another one") from problem
+
+
+def whose(der: bytes) -> str:
+    """Say whose certificate it is, so that a person recognises an inspecting proxy's."""
+    try:
+        known = facts(der)
+    except CertificateRefused:
+        return "not readable"
+    return f"subject {known.subject}, issuer {known.issuer}, SHA-256 {known.leaf}"
 
 
 def _seconds(certificate: Certificate, field: str) -> int:
@@ -438,6 +422,6 @@ def _signature_fits(parent: Certificate, child: Certificate) -> Optional[bool]:
 def _pss_hash(certificate: Certificate) -> str:
     """Return the SHA-2 hash that RSASSA-PSS parameters name, "" if none (old cryptography does not read them)."""
     der = certificate.tbs_certificate_bytes
-    body = _element(der, 0, len(der))
-    algorithm = next(part for part in _elements(der, body.start, body.end) if part.tag == _SEQUENCE)
+    body = element(der, 0, len(der))
+    algorithm = next(part for part in elements(der, body.start, body.end) if part.tag == SEQUENCE)
     return next((name for oid, name in _SHA2.items() if oid in der[algorithm.start : algorithm.end]), "")

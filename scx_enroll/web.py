@@ -14,38 +14,27 @@ from __future__ import annotations
 
 import calendar
 import email.utils
-import http.client
 import logging
 import math
-import re
 import socket
 import ssl
 import time
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping, Optional, Tuple, Type, cast
-from urllib.parse import urlsplit
+from typing import Any, Optional, Tuple, cast
+from urllib.parse import urljoin
 
 import requests
 import urllib3.connection
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 from requests.structures import CaseInsensitiveDict
 
+from scx_enroll import challenges
 from scx_enroll.errors import ConfigError
+from scx_enroll.exchange import BROKEN, NoAnswer, Peer, SignIn, TooMuch, failure, offer, refusal
 
-MAX_CAUSES = 8  # deep: requests around urllib3 around http.client are five
+MAX_OVERHEAD_BYTES = 4 << 20  # beyond the body: headers, which http.client bounds, and the pages that come with a 401 on the way
 READ_BYTES = 1 << 10  # at a time: what is read when the connection breaks is kept, and the request ID may be in it
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Whom we talk to, as the configuration says: host or host:port, as which user, "" or the proxy's URL, whose roots count."""
-
-    server: str
-    user: str
-    proxy: str
-    trust: str
 
 
 @dataclass(frozen=True)
@@ -59,20 +48,6 @@ class Limits:
 
 
 LIMITS = Limits()
-
-
-class NoAnswer(Exception):
-    """Why there is no page: a reason and a hint for the operator.
-
-    `kind` is network, server, signin, signin-password or trust. `stored`: nothing rules out that the server took the request.
-    """
-
-    def __init__(self, reason: str, hint: str, kind: str, *, stored: bool) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.hint = hint
-        self.kind = kind
-        self.stored = stored
 
 
 @dataclass(frozen=True)
@@ -90,40 +65,105 @@ class Answer:
 
 
 class Client:
-    """Exchanges with one web server, signed in by `auth`; `roots` (DER) are all that its certificate may lead to.
+    """Exchanges with one web server, signed in as `signin` says; `roots` (DER) are all that its certificate may lead to.
 
     Raises ConfigError for roots that OpenSSL does not take.
     """
 
-    def __init__(self, peer: Peer, roots: Tuple[bytes, ...], auth: AuthBase, limits: Limits) -> None:
+    def __init__(self, peer: Peer, roots: Tuple[bytes, ...], signin: SignIn, limits: Limits) -> None:
         self._peer = peer
         self._limits = limits
+        self._signin = signin
         self._context = _context(peer, roots)
         self.session = _Session()
         self.session.trust_env = False
-        self.session.auth = auth
+        self.session.auth = signin.auth
         self.session.headers = CaseInsensitiveDict({"Accept-Encoding": "identity"})
         self.session.proxies = {"https": peer.proxy} if peer.proxy else {}
         self.session.adapters.clear()
         self.session.mount("https://", _Adapter(self._context))
-        # What they print at WARNING may be what a server sent, and that may be what we sent.
-        logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+        # What they print at WARNING may be what a server sent, and that may be what we sent: whatever is set for one of its modules.
+        logging.getLogger("urllib3").propagate = False
 
     def ask(self, method: str, url: str, **named: Any) -> requests.Response:
         """Send one request, and return the beginning of its answer, for `read`. Raises NoAnswer."""
-        exchange = self._context.exchange = _Exchange(time.monotonic() + self._limits.total_s)
+        try:
+            self._signin.prepare(self._context)
+        except NoAnswer as problem:
+            raise self._clocked(problem, url) if problem.kind == "signin-clock" else problem from None
+        if method == "POST" and self._signin.auth:
+            return self._post_signed_in(url, **named)
+        return self._send(method, url, self._signin, **named)
+
+    def _post_signed_in(self, url: str, **named: Any) -> requests.Response:
+        """Send a request once, on a connection that a GET has signed in. Raises NoAnswer where that does not count for the next request."""
+        self._sign_connection_in(urljoin(url, "certcarc.asp"))
+        response = self._send("POST", url, self._signin, auth=_as_it_is, **named)
+        if response.status_code != 401:
+            return response
+        self.session.close()
+        what = f"{self._peer.server} signs in each request, not the connection, so {self._signin.scheme} would send it again and again"
+        hint = "see authPersistSingleRequest in IIS, and proxies before it; or choose another auth in [ca]"
+        raise NoAnswer(what, hint, "signin", stored=False)
+
+    def offered(self, url: str) -> Tuple[str, ...]:
+        """Ask without signing in: return the schemes that the server offers, none where it lets anybody in or asks for a certificate.
+
+        Raises NoAnswer.
+        """
+        if not self._signin.scheme:  # the connection itself does it
+            self._signin.prepare(self._context)
+        with self.session, self._send("GET", url, None, auth=_as_it_is) as response:
+            if response.status_code not in (200, 401, 403):
+                raise refusal(self._peer, self._signin, response)
+            return challenges.schemes(offer(response))
+
+    def _clocked(self, problem: NoAnswer, url: str) -> NoAnswer:
+        """Say by how much this clock is off, as far as the web server's tells: it is a member of the same domain."""
+        try:
+            with self.session, self._send("GET", url, None, auth=_as_it_is) as response:
+                theirs = _date(response)
+        except NoAnswer:
+            theirs = None
+        apart = int(time.time()) - theirs if theirs is not None else 0
+        where = f"; this host's is {abs(apart)} s {'ahead of' if apart > 0 else 'behind'} that of {self._peer.server}" if apart else ""
+        return NoAnswer(problem.reason + where, problem.hint, problem.kind, stored=False)
+
+    @property
+    def certificate(self) -> bytes:
+        """The certificate that the server showed last (DER)."""
+        return self._context.exchange.certificate
+
+    def _send(self, method: str, url: str, signin: Optional[SignIn], **named: Any) -> requests.Response:
+        room = self._limits.body_bytes + MAX_OVERHEAD_BYTES
+        exchange = self._context.exchange = _Exchange(signin, time.monotonic() + self._limits.total_s, room)
         timeout = (self._limits.connect_s, self._limits.silence_s)
         try:
             return self.session.request(method, url, timeout=timeout, stream=True, allow_redirects=False, **named)
-        except _BROKEN as error:
-            raise _failure(self._peer, error, sent=exchange.sent) from None
+        except BROKEN as error:
+            raise failure(self._peer, error, sent=exchange.sent) from None
+
+    def _sign_connection_in(self, url: str) -> None:
+        """Sign in by a GET where that counts for the connection, so that the request itself is sent once. Raises NoAnswer."""
+        response = self._send("GET", url, self._signin)
+        try:
+            if response.status_code == 401:
+                raise refusal(self._peer, self._signin, response)
+            while response.raw.read(READ_BYTES):  # then the connection is free for the request
+                pass
+        except BaseException as error:
+            self.session.close()
+            if isinstance(error, BROKEN):
+                raise failure(self._peer, error, sent=False) from None
+            raise
 
     def read(self, response: requests.Response) -> Answer:
         """Return the page that an answer brings; raise NoAnswer if it brings none, or more than fits."""
         # Each exchange has its own connection: one that is kept may be closing, and a request sent there is doubtful for nothing.
         with self.session, response:
             if response.status_code != 200:
-                raise _refusal(self._peer, response)
+                raise refusal(self._peer, self._signin, response)
+            self._signin.proved(challenges.token(offer(response), self._signin.scheme))
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise NoAnswer(f"{self._peer.server} encoded its answer, unasked", "see what stands before it", "server", stored=True)
             body, problem = bytearray(), None
@@ -133,11 +173,16 @@ class Client:
                     if len(body) > self._limits.body_bytes:
                         reason = f"{self._peer.server} answered more than {self._limits.body_bytes} bytes"
                         raise NoAnswer(reason, "see server=, and what stands before it", "server", stored=True)
-            except _BROKEN as error:
-                problem = _failure(self._peer, error, sent=True)
+            except BROKEN as error:
+                problem = failure(self._peer, error, sent=True)
             if not problem and response.headers.get("Content-Length", str(len(body))) != str(len(body)):
                 problem = NoAnswer(f"the answer of {self._peer.server} is cut off", "see what stands between", "network", stored=True)
             return Answer(bytes(body), _date(response), problem)
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Sign nothing, where requests would take what the session has."""
+    return request
 
 
 # -- transport --------------------------------------------------------------------------------------------------
@@ -145,16 +190,25 @@ class Client:
 
 @dataclass
 class _Exchange:
-    """One request and its answer: when it must be over (monotonic seconds), and whether the request began to leave."""
+    """One request and its answer: who signs it, until when (monotonic seconds), bytes that may still come, whether it began to leave."""
 
+    signin: Optional[SignIn] = None
     until: float = math.inf
+    room: int = MAX_OVERHEAD_BYTES
     sent: bool = False
+    certificate: bytes = b""  # that the server showed, DER
 
     def hurry(self, sock: socket.socket) -> None:
         left = self.until - time.monotonic()
         if left <= 0:
             raise socket.timeout("deadline of the exchange")
         sock.settimeout(min(left, sock.gettimeout() or left))
+
+    def take(self, count: int) -> int:
+        self.room -= count
+        if self.room < 0:
+            raise TooMuch
+        return count
 
 
 class _Context(ssl.SSLContext):
@@ -165,8 +219,9 @@ class _Context(ssl.SSLContext):
 
 class _TLSSocket(ssl.SSLSocket):
     def recv_into(self, *args: Any, **named: Any) -> int:
-        cast(_Context, self.context).exchange.hurry(self)
-        return super().recv_into(*args, **named)
+        exchange = cast(_Context, self.context).exchange
+        exchange.hurry(self)
+        return exchange.take(super().recv_into(*args, **named))
 
 
 class _ProxySocket(socket.socket):
@@ -176,7 +231,7 @@ class _ProxySocket(socket.socket):
 
     def recv_into(self, *args: Any, **named: Any) -> int:
         self.exchange.hurry(self)
-        return super().recv_into(*args, **named)
+        return self.exchange.take(super().recv_into(*args, **named))
 
 
 class _Connection(urllib3.connection.HTTPSConnection):
@@ -190,8 +245,22 @@ class _Connection(urllib3.connection.HTTPSConnection):
         return sock
 
     def request(self, *args: Any, **named: Any) -> None:
-        cast(_Context, self.ssl_context).exchange.sent = True  # urllib3 has connected and verified before it comes here
-        super().request(*args, **named)
+        """Send a request; urllib3 has connected and verified before it comes here.
+
+        So who we are can be bound to the very connection that it is told on, and the request is sent once.
+        """
+        exchange = cast(_Context, self.ssl_context).exchange
+        exchange.certificate = cast(ssl.SSLSocket, self.sock).getpeercert(binary_form=True) or b""
+        authorization = exchange.signin.authorization(exchange.certificate) if exchange.signin else ""
+        if authorization:
+            named["headers"] = {**(named.get("headers") or {}), "Authorization": authorization}
+        exchange.sent = True
+        try:
+            super().request(*args, **named)
+        except BROKEN:
+            raise
+        except Exception as defect:  # noqa: BLE001 - a defect's words may quote what was to be sent
+            raise RuntimeError(f"{type(defect).__name__} while a request was sent").with_traceback(defect.__traceback__) from None
 
 
 class _Adapter(HTTPAdapter):
@@ -236,97 +305,6 @@ def _context(peer: Peer, roots: Tuple[bytes, ...]) -> _Context:
     except (ssl.SSLError, ValueError) as problem:
         raise ConfigError(f"{peer.trust} holds no certificates that OpenSSL takes", "give the roots as PEM") from problem
     return context
-
-
-# -- why there is no answer -------------------------------------------------------------------------------------
-
-# Statuses of what stands before the CA; nothing was stored (facts/adcs.md section 2.4).
-_STATUSES: Mapping[int, Tuple[str, str, str]] = {
-    401: ("signin-password", "refused user {user}", "correct user or password; neither is tried again until it changes"),
-    403: ("signin", "forbids access to /certsrv", "see IP restrictions and required client certificates of /certsrv in IIS"),
-    404: ("server", "has no /certsrv", "see server=, and that this host has the role Certification Authority Web Enrollment"),
-    413: ("server", "finds the request too large", "see AspMaxRequestEntityAllowed on the web server, and proxies before it"),
-    503: ("server", "says that /certsrv is out of service", "start the application pool of /certsrv in IIS"),
-}
-
-# What broke the exchange, most telling first: the cause, what is said of the server (or proxy), the hint.
-_FAILURES: Tuple[Tuple[Tuple[Type[BaseException], ...], str, str], ...] = (
-    ((socket.gaierror,), "has no address that can be found", "see the name in the configuration, and this host's DNS"),
-    ((ssl.SSLError,), "failed in TLS: {detail}", "it must speak TLS 1.2 or later on that port"),
-    ((ConnectionRefusedError,), "refused the connection", "see the port, and that the web server runs"),
-    ((socket.timeout, TimeoutError, requests.Timeout), "did not answer in time", "see the route and the firewalls to it, and its load"),
-    ((ConnectionError, http.client.RemoteDisconnected), "closed the connection", "see what stands between, and its event log"),
-    ((http.client.HTTPException,), "gave an answer that is not HTTP", "see the port, and what stands between"),
-    ((Exception,), "could not be reached: {detail}", "see the route and the firewalls to it"),
-)
-
-# OpenSSL's verify codes (x509_vfy.h) that server-trust can't cure.
-_TRUST_HINTS: Mapping[int, str] = {
-    9: "see the clocks of this host and of the web server",
-    10: "renew the certificate of the web server, or see this host's clock",
-    62: "set server= to a name that stands in the certificate of the web server",
-}
-
-# All that requests and urllib3 raise for what a server does; anything else is a defect.
-_BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
-
-_TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3})")  # http.client's words
-_BASIC = re.compile(r"(?:^|,)\s*Basic\b", re.IGNORECASE)
-_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}")
-
-
-def _causes(error: Optional[BaseException], depth: int = 0) -> Iterator[BaseException]:
-    """Give an error and what it wraps: requests and urllib3 keep causes in arguments and in `reason`, too."""
-    if error is not None and depth < MAX_CAUSES:
-        yield error
-        for inner in (*error.args, getattr(error, "reason", None), error.__cause__, error.__context__):
-            if isinstance(inner, BaseException):
-                yield from _causes(inner, depth + 1)
-
-
-def _failure(peer: Peer, error: BaseException, *, sent: bool) -> NoAnswer:
-    """Say why an exchange broke, in our words and the system's: those of the libraries may quote what was sent."""
-    causes = tuple(_causes(error))
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            hint = f"put the root of its certificate into server-trust, which is now: {peer.trust}"
-            reason = f"the TLS certificate of {peer.server} is not trusted: {cause.verify_message}"
-            return NoAnswer(reason, _TRUST_HINTS.get(cause.verify_code, hint), "trust", stored=sent)
-        refused = _TUNNEL.search(str(cause)) if peer.proxy and not sent else None
-        if refused:
-            reason = f"the proxy {peer.proxy} refused to connect to {peer.server}: HTTP {refused[1]}"
-            return NoAnswer(reason, "see proxy=, and what the proxy lets through without signing in", "network", stored=False)
-    proxied = peer.proxy and not sent and any(isinstance(cause, urllib3.exceptions.ProxyError) for cause in causes)
-    details = [str(getattr(cause, "reason", None) or cause.strerror) for cause in causes if isinstance(cause, OSError) and cause.errno]
-    what, hint = next((what, hint) for kinds, what, hint in _FAILURES if any(isinstance(cause, kinds) for cause in causes))
-    what = what.format(detail=details[0] if details else "no details")
-    return NoAnswer(f"the proxy {peer.proxy} {what}" if proxied else f"{peer.server} {what}", hint, "network", stored=sent)
-
-
-def _refusal(peer: Peer, response: requests.Response) -> NoAnswer:
-    """Say what a status other than 200 means; none of them comes from the CA itself."""
-    status = response.status_code
-    offered = response.headers.get("WWW-Authenticate", "Basic")
-    if status == 401 and not _BASIC.search(offered):
-        methods = [method for method in ("Negotiate", "NTLM") if method.lower() in offered.lower()]
-        reason = f"{peer.server} does not offer to sign in by Basic, but by {' and '.join(methods) or 'something else'} (HTTP 401)"
-        return NoAnswer(reason, "switch on Basic Authentication for /certsrv in IIS", "signin", stored=False)
-    if status in _STATUSES:
-        kind, what, hint = _STATUSES[status]
-        return NoAnswer(f"{peer.server} {what.format(user=peer.user)} (HTTP {status})", hint, kind, stored=False)
-    if 300 <= status < 400:
-        reason = f"{peer.server} sends us elsewhere (HTTP {status}), to {_redirected(response)}"
-        return NoAnswer(reason, "see server=, and what stands before it: redirects are not followed", "server", stored=False)
-    hint = "see the event log of the web server, and proxies before it"
-    return NoAnswer(f"{peer.server} answered HTTP {status}", hint, "server", stored=True)
-
-
-def _redirected(response: requests.Response) -> str:
-    try:
-        host = urlsplit(response.headers.get("Location", "")).hostname or ""
-    except ValueError:
-        host = ""
-    return f"host {host}" if _HOST.fullmatch(host) else "a page of its own"
 
 
 def _date(response: requests.Response) -> Optional[int]:

@@ -1,5 +1,8 @@
 """What scx-enroll is for, in half a minute: `make demo`, or `python -m tests.demo` where it is installed.
 
+With `make demo AUTH=kerberos`, or `python -m tests.demo kerberos`, in a Kerberos realm of its own: the hosts sign in with the keys of their
+computer accounts, and the CA insists on a binding to the TLS channel. That takes Debian's packages for a KDC, and its Python.
+
 A certification authority with AD CS's pages and two hosts with a stand-in for the SCOM agent run on loopback, beneath a
 temporary folder, as whoever calls it. What is shown is real: the commands, their output, the TLS handshakes. Each step is
 checked; the exit status is 1 where something is not as it should be.
@@ -8,6 +11,7 @@ Two processes: the one that plays, in a session of its own so that Ctrl-C does n
 parent, to whom every orphan falls, which ends whatever is left and removes the folder, whichever way the play ended.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -23,6 +27,10 @@ LIMIT_S = 120  # for a machine under load; 20 s are usual
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 PYTHON = (sys.executable, "-I")
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "scx-enroll")
+WAYS = ("basic", "kerberos")
+SERVICE, ACCOUNTS = "HTTP/localhost", ("HOST1$", "HOST2$")
+# The distribution's Python has gssapi; the program itself and certsrv are those of this environment.
+BY_THE_DISTRIBUTION = "import sys; sys.path.insert(0, sys.argv[1]); del sys.argv[1]; from scx_enroll.__main__ import main; sys.exit(main())"
 
 
 class Unexpected(Exception):
@@ -77,6 +85,14 @@ def sweep(folder):
 
 def main():
     """Play, and clean up; returns the exit status."""
+    way = (sys.argv[1:] or ["basic"])[0]
+    if way not in WAYS:
+        print(f"demo: AUTH={way} is not known: {' or '.join(WAYS)}", file=sys.stderr)
+        return 2
+    lacks = lacking() if way == "kerberos" else ""
+    if lacks:
+        print(f"demo: AUTH=kerberos can't be shown here, this machine lacks {lacks}", file=sys.stderr)
+        return 1
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     ended = 0
     folder = ""
@@ -89,7 +105,7 @@ def main():
         folder = tempfile.mkdtemp(prefix="scx-demo-")
         player = os.fork()
         if not player:
-            _player(folder, caught)
+            _player(folder, caught, way)
         signal.alarm(LIMIT_S)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
         while True:
@@ -113,7 +129,16 @@ def main():
     return status
 
 
-def _player(folder, caught):
+def lacking():
+    """Return what this machine lacks for Kerberos, with the packages that bring it; "" for nothing."""
+    from tests.lab import kdc
+
+    modules = {"cryptography": "python3-cryptography", "requests": "python3-requests"}
+    packages = [package for module, package in modules.items() if not kdc.has(module)]
+    return kdc.missing() or (f"{' '.join(packages)}: apt-get install {' '.join(packages)}" if packages else "")
+
+
+def _player(folder, caught, way):
     """The other process, from here on; does not return."""
     status = 1
     try:
@@ -121,7 +146,7 @@ def _player(folder, caught):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
         os.setsid()
-        play(folder)
+        play(folder, way)
         status = 0
     except Unexpected as problem:
         print(f"\ndemo: not as expected: {problem}", file=sys.stderr)
@@ -167,7 +192,17 @@ def show(words, command, *, status=0):
 
 def enroll(host, *arguments, status=0):
     words = f"scx-enroll {' '.join(arguments)} --root {host.root} --live"
-    return show(words, (PROGRAM, *arguments, "--root", host.root, "--live"), status=status)
+    return show(words, (*program(), *arguments, "--root", host.root, "--live"), status=status)
+
+
+def program():
+    """Return what starts the program: that of this environment, or with Kerberos its modules under the distribution's Python."""
+    modules = os.path.join(os.path.dirname(os.environ.get("KRB5_CONFIG", "")), "modules")
+    if not os.path.isdir(modules):
+        return (PROGRAM,)
+    from tests.lab import kdc
+
+    return (kdc.PYTHON, "-I", "-c", BY_THE_DISTRIBUTION, modules)
 
 
 def look(host):
@@ -188,10 +223,30 @@ def expect(fact, otherwise):
 # -- what is set up -------------------------------------------------------------------------------------------------
 
 
-def authority(folder):
+@contextlib.contextmanager
+def realm(folder):
+    """Run a Kerberos realm with accounts for the CA's web server and the hosts; for everything that is started meanwhile."""
+    import certsrv
+
+    import scx_enroll
+    from tests.lab.kdc import Kdc
+
+    with Kdc(folder) as kdc:
+        kdc.add(SERVICE, *ACCOUNTS)
+        modules = os.path.join(folder, "modules")
+        os.mkdir(modules)
+        for path in (os.path.dirname(scx_enroll.__file__), certsrv.__file__):
+            os.symlink(path, os.path.join(modules, os.path.basename(path)))
+        os.environ["KRB5_CONFIG"] = os.fspath(kdc.config)
+        yield kdc
+
+
+def authority(folder, kdc=None):
     """Start the certification authority, a process of its own; returns what it says once it listens."""
+    os.mkdir(folder)
+    keytab = ("--kerberos-keytab", kdc.keytab(os.path.join(folder, "http.keytab"), SERVICE), "--begin", "auth=kerberos") if kdc else ()
     process = subprocess.Popen(
-        (*PYTHON, "-m", "tests.lab.ca", "--directory", folder, "--template", "SCXAgent"), stdout=subprocess.DEVNULL
+        (*PYTHON, "-m", "tests.lab.ca", "--directory", folder, "--template", "SCXAgent", *keytab), stdout=subprocess.DEVNULL
     )
     ready = os.path.join(folder, "ready.json")
     while not os.path.exists(ready):
@@ -201,13 +256,22 @@ def authority(folder):
         return json.load(file)
 
 
-def configure(host, ca):
-    """Do what the operator does once on each host: the configuration, the roots, the password."""
+def account_of(host):
+    """Return the name of the host's computer account."""
+    return f"{host.fqdn.partition('.')[0].upper()}$"
+
+
+def configure(host, ca, kdc=None):
+    """Do what the operator does once on each host: the configuration, the roots, the password or the join to the domain."""
     etc = os.path.join(host.root, "etc", "scx-enroll")
     os.makedirs(etc, mode=0o755)
     shutil.copy(ca["issuer_trust"], os.path.join(etc, "ca.pem"))
     shutil.copy(ca["server_trust"], os.path.join(etc, "web-server-ca.pem"))
-    shutil.copy(ca["password_file"], os.path.join(etc, "password"))  # and its mode, 0600
+    if kdc:
+        kdc.keytab(os.path.join(host.root, "etc", "krb5.keytab"), account_of(host))
+    else:
+        shutil.copy(ca["password_file"], os.path.join(etc, "password"))  # and its mode, 0600
+    account = "# auth = kerberos, the default" if kdc else f"auth = basic\nuser = {ca['user']}"
     with open(os.open(os.path.join(etc, "scx-enroll.conf"), os.O_WRONLY | os.O_CREAT, 0o644), "w", encoding="utf-8") as file:
         file.write(
             textwrap.dedent(f"""\
@@ -216,21 +280,20 @@ def configure(host, ca):
                 [ca]
                 server = {ca['server']}
                 template = SCXAgent
-                auth = basic
-                user = {ca['user']}
+                ACCOUNT
                 server-trust = /etc/scx-enroll/web-server-ca.pem
                 issuer-trust = /etc/scx-enroll/ca.pem
                 [agent]
                 port = {host.port}    # 1270 on a real host
                 settle = 0s     # the stand-in was installed a second ago
-                """)
+                """).replace("ACCOUNT", account)
         )
 
 
 # -- the play -------------------------------------------------------------------------------------------------------
 
 
-def play(folder):
+def play(folder, way):
     from tests.lab.agent import LabHost
 
     expect(os.access(PROGRAM, os.X_OK), f"there is no {PROGRAM}: install the package into this environment, or run `make demo`")
@@ -239,16 +302,17 @@ def play(folder):
         f"A certification authority and two hosts with a stand-in agent are now made beneath {folder},",
         "on loopback. Everything below is real output.",
     )
-    ca = authority(os.path.join(folder, "ca"))
-    with LabHost(os.path.join(folder, "host1"), host="host1", key="rsa:3072") as host:
-        configure(host, ca)
-        expect(host.start(), "the stand-in agent did not start")
-        took, idle = _enrolment(host), _nothing_to_do(host)
-        _renewal(host)
-    with LabHost(os.path.join(folder, "host2"), host="host2", key="rsa:3072") as host:
-        configure(host, ca)
-        expect(host.start(), "the stand-in agent did not start")
-        rolled_back = _refusal(host)
+    with realm(os.path.join(folder, "kerberos")) if way == "kerberos" else contextlib.nullcontext() as kdc:
+        ca = authority(os.path.join(folder, "ca"), kdc)
+        with LabHost(os.path.join(folder, "host1"), host="host1", key="rsa:3072") as host:
+            configure(host, ca, kdc)
+            expect(host.start(), "the stand-in agent did not start")
+            took, idle = _enrolment(host, kdc), _nothing_to_do(host)
+            _renewal(host)
+        with LabHost(os.path.join(folder, "host2"), host="host2", key="rsa:3072") as host:
+            configure(host, ca, kdc)
+            expect(host.start(), "the stand-in agent did not start")
+            rolled_back = _refusal(host)
     say(
         "",
         f"host1: its self-signed certificate was replaced by one of the CA in {took:.1f} s; with nothing to do, a run took {idle:.1f} s.",
@@ -257,7 +321,14 @@ def play(folder):
     )
 
 
-def _enrolment(host):
+def _sign_in(host, kdc):
+    say("", "No password is stored. The keytab came with the domain join, and the CA's web server insists on a sign-in that is bound to the TLS channel:")
+    output, _ = enroll(host, "check")
+    expect("tls-server-end-point" in output, "the sign-in was not bound to the TLS channel")
+    expect(f"{account_of(host)}@{kdc.realm}" in output, "it was not the computer account that signed in")
+
+
+def _enrolment(host, kdc):
     step(
         "1. Before",
         "A fresh agent serves a certificate that it signed itself. A Management Server does not trust it, and would have to "
@@ -266,9 +337,12 @@ def _enrolment(host):
     before, text = look(host)
     key = host.read(host.key)
     expect("self-signed" in text, "the fresh agent's certificate is not self-signed")
-    step("2. Enrolment", "The configuration names the CA, the template and the account. One command does the rest.")
+    who = "the template; the host signs in with the key of its own computer account" if kdc else "the template and the account"
+    step("2. Enrolment", f"The configuration names the CA, {who}. One command does the rest.")
     conf = f"{host.root}/etc/scx-enroll/scx-enroll.conf"
     show(f"cat {conf}", ("cat", conf))
+    if kdc:
+        _sign_in(host, kdc)
     _, took = enroll(host, "run")
     step("3. After", "The same key, and a certificate of the organisation's CA: seen from outside, on the agent's port.")
     after, text = look(host)

@@ -6,7 +6,6 @@ import socket
 import threading
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from requests.auth import HTTPBasicAuth
 
 from scx_enroll import ca, config, request, signin, web
 from scx_enroll.rootfs import Root
@@ -141,7 +140,7 @@ class Net:
             server=f"localhost:{peer if isinstance(peer, int) else peer.port}", template="T", auth="basic", user="u",
             server_trust="/server-trust.pem", proxy=f"http://127.0.0.1:{proxy.port}" if proxy else "",
         )  # fmt: skip
-        return ca.connect(Root(str(self.folder)), settings_, HTTPBasicAuth(b"u", b"marker-password"), limits)
+        return ca.connect(Root(str(self.folder)), settings_, signin.Basic(settings_.server, "u", b"marker-password"), limits)
 
 
 def replies(data, *, linger=False):

@@ -1051,3 +1051,38 @@ def test_after_a_crash_while_an_id_is_taken_over_or_the_question_is_asked_the_ne
         if len(names) < point:
             break
     assert reached > 8
+
+
+def test_another_kind_of_failure_waits_from_its_own_beginning(scene: Host, cas: List[LabCA]) -> None:
+    """Four times nobody answered, then somebody says no: an hour, as at any first time, not sixteen."""
+    cas[0].switches.answer = "503"
+    for waits in (300, 600, 1200, 2400):
+        ended = scene.run()
+        assert ended.result
+        assert abs((ended.result.step.until or 0) - time.time() - scene.clock.offset - waits) < 30
+        scene.passes(waits + 1)
+    cas[0].switches.answer = "403"
+    ended = scene.run()
+    assert ended.result
+    assert ended.status == 13
+    assert abs((ended.result.step.until or 0) - time.time() - scene.clock.offset - HOUR_S) < 30
+
+
+def test_an_account_that_was_mended_is_tried_once_when_a_person_says_so(scene: Host, cas: List[LabCA]) -> None:
+    """`check --retry` signs in and does nothing else; without it no command sends what was refused, and none repeats a failed retry."""
+    ca = cas[0]
+    ca.switches.auth = "refused"
+    assert scene.run().status == 13
+    sent = ca.bad_passwords
+    told = scene.command("check", live=False)
+    assert (told.returncode, ca.bad_passwords) == (13, sent)
+    assert f"scx-enroll: error: not tried, since {ca.server} refused user" in told.stderr
+    assert "offers       Negotiate, NTLM, Basic" in told.stdout, "what it offers is seen all the same"
+    assert scene.command("check", "--retry", live=False).returncode == 13
+    assert ca.bad_passwords == sent + 1
+    ca.switches.auth = "basic"
+    assert scene.run(now=True).status == 13
+    assert scene.command("check", "--retry", live=False).returncode == 0
+    assert (scene.posts, scene.issued) == (0, 0)
+    assert scene.run().status == 0
+    assert (ca.bad_passwords, scene.issued) == (sent + 1, 1)

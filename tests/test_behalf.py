@@ -415,7 +415,7 @@ def test_hints_name_the_command_that_helps(gateway: Gateway) -> None:
         ran = gateway.command("submit", str(csr), *words)
         assert ran.returncode == 13
         assert "scx-enroll run" not in ran.stderr
-        assert f"scx-enroll submit {csr} --renew" in ran.stderr
+        assert "scx-enroll check --retry" in ran.stderr
 
 
 def test_what_is_said_in_json(gateway: Gateway) -> None:

@@ -85,16 +85,12 @@ def only_problem(base, text):
     return found[0]
 
 
-def test_the_documented_sample_loads_but_for_kerberos(base):
-    """The sample is what operators start from; what this version can't do yet is said in one line, with the way out."""
-    with pytest.raises(ConfigError) as refused:
-        write(base, SAMPLE)
-    assert refused.value.message == f"/{PATH}:8: auth = kerberos, the default, is not available in this version"
-    assert "auth = basic" in refused.value.hint
-    loaded = write(base, SAMPLE.replace("auth = kerberos", "auth = basic").replace("user = ", "user = CORP\\enroll"))
+def test_the_documented_sample_loads(base):
+    """The sample is what operators start from: Kerberos, and every other key at its default."""
+    loaded = write(base, SAMPLE)
     assert loaded == Config(
         host=Host(),
-        cas=(CA(server="ca01.corp.example", template="SCXAgent", auth="basic", user="CORP\\enroll"),),
+        cas=(CA(server="ca01.corp.example", template="SCXAgent"),),
         renewal=Renewal(),
         agent=Agent(),
         report=Report(),
@@ -157,10 +153,10 @@ def test_everything_wrong_is_told_at_once_in_order(base):
     )
     assert found == [
         f"/{PATH}:1: server stands before any section",
-        f"/{PATH}:2: auth = basic needs user",
         f"/{PATH}:3: unknown key sevrer in [ca], did you mean server?",
         f"/{PATH}:4: server: 'https://ca01/certsrv' is not host or host:port: give no scheme and no path, HTTPS is always used",
         f"/{PATH}:5: template: 'a:b' is not a template's name: letters, digits, blanks and ()_.-",
+        f"/{PATH}:6: auth = basic needs user",
         f"/{PATH}:7: unknown section [rneewal], did you mean renewal?",
         f"/{PATH}:9: neither [section] nor key = value",
         f"/{PATH}:10: not of the form [section] or [ca NAME]",
@@ -232,12 +228,6 @@ def test_a_value_out_of_bounds_is_refused_where_it_stands(base, section, line):
 @pytest.mark.parametrize(
     ("section", "line"),
     [
-        ("ca", "auth = ntlm"),
-        ("ca", "auth = certificate"),
-        ("ca", "keytab = /etc/krb5.keytab"),
-        ("ca", "principal = HOST1$"),
-        ("ca", "client-certificate = /etc/c.pem"),
-        ("ca", "client-key = /etc/k.pem"),
         ("agent", "activation = reload"),
         ("agent", "key = new"),
         ("agent", "new-key = rsa:4096"),
@@ -247,15 +237,53 @@ def test_a_value_out_of_bounds_is_refused_where_it_stands(base, section, line):
 )
 def test_what_this_version_does_not_do_is_refused(base, section, line):
     """An operator who asked for it must not believe to have it."""
-    text = MINIMAL.replace("auth = basic\n", "") if line.startswith("auth") else MINIMAL
-    text += f"[{section}]\n{line}\n" if section != "ca" else f"{line}\n"
+    text = f"{MINIMAL}[{section}]\n{line}\n"
     assert only_problem(base, text).endswith(f"{line} is not available in this version")
 
 
-@pytest.mark.parametrize("text", ["[ca]\nserver = c\ntemplate = t\n", MINIMAL.replace("auth = basic", "auth =")])
-def test_the_default_sign_in_is_said_not_to_be_there_yet(base, text):
-    """auth unset means kerberos; nothing else may be tried in its place."""
-    assert "auth = kerberos, the default, is not available" in only_problem(base, text)
+@pytest.mark.parametrize(
+    ("auth", "lines"),
+    [
+        ("", ""),
+        ("kerberos", "keytab = /etc/scx-enroll/host.keytab\nprincipal = HOST1$\n"),
+        ("ntlm", "user = CORP\\enroll\npassword-file = /etc/p\n"),
+        ("basic", "user = enroll@corp.example\n"),
+        ("certificate", "client-certificate = /etc/c.pem\nclient-key = /etc/k.pem\n"),
+    ],
+)
+def test_each_way_to_sign_in_has_its_keys(base, auth, lines):
+    """auth unset means kerberos."""
+    (ca,) = write(base, f"[ca]\nserver = c\ntemplate = t\nauth = {auth}\n{lines}").cas
+    assert ca.auth == (auth or "kerberos")
+
+
+@pytest.mark.parametrize(
+    ("auth", "line", "problem"),
+    [
+        ("kerberos", "user = enroll", "user is for auth = ntlm or basic, not kerberos"),
+        (
+            "", "password-file = /etc/p",
+            "password-file is for auth = ntlm or basic, but auth is not set, and kerberos is the default: set auth, or take password-file out",
+        ),
+        ("kerberos", "client-key = /etc/k.pem", "client-key is for auth = certificate, not kerberos"),
+        ("basic", "user = u\nkeytab = /etc/k", "keytab is for auth = kerberos, not basic"),
+        ("ntlm", "user = u\nprincipal = HOST1$", "principal is for auth = kerberos, not ntlm"),
+        ("ntlm", "", "auth = ntlm needs user"),
+        ("certificate", "client-key = /etc/k.pem", "auth = certificate needs client-certificate"),
+        ("certificate", "client-certificate = /etc/k.pem", "auth = certificate needs client-key"),
+    ],
+)
+def test_a_key_of_another_way_to_sign_in_is_not_ignored(base, auth, line, problem):
+    """Who writes a password file beside Kerberos believes that it is used."""
+    assert only_problem(base, f"[ca]\nserver = c\ntemplate = t\nauth = {auth}\n{line}\n").endswith(problem)
+
+
+@pytest.mark.parametrize("server", ["192.0.2.7", "192.0.2.7:8443"])
+def test_kerberos_by_address_is_refused_at_once(base, server):
+    """No domain has tickets for addresses; with Basic it is possible."""
+    text = f"[ca]\nserver = {server}\ntemplate = t\n"
+    assert "there are no tickets for addresses" in only_problem(base, text)
+    write(base, f"{text}auth = basic\nuser = u\n")
 
 
 @pytest.mark.parametrize("missing", ["server", "template", "user"])

@@ -21,7 +21,7 @@ from tests.lab.agent import LabHost
 from tests.lab.authority import pkcs7
 from tests.lab.ca import LabCA
 
-PAGES = ("README.md", "CHANGELOG.md", "docs/bench.md", "docs/decisions.md", "docs/exit-status.md", "docs/fleet.md", "docs/packages.md", "docs/state.md", "docs/status.md", "packaging/README.md")
+PAGES = ("README.md", "CHANGELOG.md", "docs/bench.md", "docs/decisions.md", "docs/exit-status.md", "docs/fleet.md", "docs/packages.md", "docs/sign-in.md", "docs/state.md", "docs/status.md", "packaging/README.md")
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "scx-enroll")
 USER = "CORP\\svc-scx-enroll"
 HOST, DOMAIN = "lin01", "corp.example"
@@ -31,7 +31,7 @@ IN_THE_LAB = (
     (r"^systemctl .*$", ":"),  # there is no systemd in the tree
     (r"^journalctl .*$", ":"),
     (r"^(?:apt|dnf|zypper) .*$", ":"),
-    (r"\bscx-enroll (?=(?:run|status|csr|install|submit|ca-cert|hold|release|rollback)\b)", "{program} --root {root} --live "),
+    (r"\bscx-enroll (?=(?:run|check|status|csr|install|submit|ca-cert|hold|release|rollback)\b)", "{program} --root {root} --live "),
     (r"lin01\.corp\.example:1270", "127.0.0.1:{port}"),
     (r"ca01\.corp\.example", "{server}"),
     (r"(?<![\w.}}])/(?=opt/|etc/|usr/)", "{root}/"),
@@ -66,7 +66,8 @@ class Site:
         bundle.parent.mkdir(parents=True)
         shutil.copy(self.ca.server_trust, bundle)
         # What a lab needs beyond the README: its own port, and no time to rest after the agent's installation.
-        self.write("conf.d/lab.conf", f"[agent]\nport = {self.host.port}\nsettle = 0s\n")
+        # This Python need not have gssapi: a password instead of the domain; tests/test_kerberos.py has the default.
+        self.write("conf.d/lab.conf", f"[agent]\nport = {self.host.port}\nsettle = 0s\n[ca]\nauth = basic\nuser = {USER}\n")
 
     def __enter__(self):
         self.ca.start()
@@ -230,7 +231,7 @@ def test_the_configuration_of_the_readme_is_refused(checkout, tmp_path):
     (folder / "scx-enroll.conf").chmod(0o644)
     got = config.load(Root(str(tmp_path)))
     assert got.host == config.Host(name="lin01.corp.example")
-    assert got.cas == (config.CA(server="ca01.corp.example", template="SCXAgent", auth="basic", user=USER),)
+    assert got.cas == (config.CA(server="ca01.corp.example", template="SCXAgent"),)
 
 
 @pytest.mark.checkout
@@ -268,7 +269,11 @@ def _unpublished(site):
 
 
 def _unsettled(site):
-    site.write("conf.d/lab.conf", f"[agent]\nport = {site.host.port}\n")
+    site.write("conf.d/lab.conf", f"[agent]\nport = {site.host.port}\n[ca]\nauth = basic\nuser = {USER}\n")
+
+
+def _unjoined(site):
+    site.write("conf.d/lab.conf", f"[agent]\nport = {site.host.port}\nsettle = 0s\n")
 
 
 # The beginning of a message in the README's table, and what brings it about.
@@ -276,8 +281,8 @@ CAUSES = {
     "/etc/scx-enroll/scx-enroll.conf:4: unknown key": lambda site: (
         site.write("scx-enroll.conf", "[ca]\nserver = a.corp.example\ntemplate = T\nsever = b.corp.example\nauth = basic\nuser = u\n")
     ),
-    "/etc/scx-enroll/scx-enroll.conf:3: auth = kerberos": lambda site: (
-        site.write("scx-enroll.conf", "[host]\nname = lin01.corp.example\n[ca]\nserver = a.corp.example\ntemplate = T\n")
+    "/etc/scx-enroll/scx-enroll.conf:7: user is for": lambda site: (
+        _unjoined(site) or site.change("template = SCXAgent\n", f"template = SCXAgent\nuser = {USER}\n")
     ),
     "/etc/scx-enroll/scx-enroll.conf:2: name": lambda site: site.change("lin01.corp.example", "lin01"),
     "/etc/scx-enroll/password is open": lambda site: (site.etc / "password").chmod(0o644),
@@ -297,6 +302,7 @@ CAUSES = {
     "certificate of request ID 4711": _switched(names_from_ad="svc-scx-enroll.corp.example"),
     "generation": lambda site: site.host.refuse_new(),
     "this host's clock": _switched(date_offset=4000.0),
+    "there is no keytab": _unjoined,
     "ca01.corp.example refused user": lambda site: site.write("password", "wrong\n", 0o600),
 }
 
@@ -426,3 +432,19 @@ def test_a_page_that_no_test_reads(checkout):
     for folder in ("docs", "packaging"):
         found |= {f"{folder}/{name}" for name in os.listdir(os.path.join(checkout, folder)) if name.endswith(".md")}
     assert found == set(PAGES)
+
+
+@pytest.mark.checkout
+def test_a_failure_of_kerberos_without_a_row_in_the_page(checkout):
+    """docs/sign-in.md has every message that a failure of Kerberos can end with, in its words."""
+    from scx_enroll import kerberos
+
+    named = {
+        "server": "ca01.corp.example", "account": "LIN01$@CORP.EXAMPLE", "realm": "CORP.EXAMPLE", "kvno": 3, "keytab": "/etc/krb5.keytab",
+        "spn": "HTTP/ca01.corp.example", "asked": "", "canonical": "", "text": "…",
+    }  # fmt: skip
+    tables = (*kerberos._FAILURES.values(), *kerberos._BY_THE_SERVER.values(), kerberos._UNPROVEN)
+    messages = {what.format(**named) for _, what, _ in tables}
+    text = text_of(checkout, "docs/sign-in.md").partition("\n## When it fails\n")[2].replace("HTTP/pki.corp.example", "HTTP/ca01.corp.example")
+    rows = [row.partition("…")[0].rstrip("; ") for row in re.findall(r"^\| `(.+?)`", text, re.MULTILINE)]
+    assert [message for message in messages if not any(message.startswith(row) for row in rows)] == []

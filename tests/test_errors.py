@@ -48,7 +48,7 @@ def test_a_failure_without_its_hint_or_message(kind):
 
 @pytest.mark.checkout
 def test_an_unattended_run_fails_where_it_promised_to_wait(checkout):
-    """The second table names the statuses that become 0, those of `plan` and that of a host which is not configured."""
+    """The second table names the statuses that become 0: those of `plan`, two kinds of sign-in, and a host which is not configured."""
     with open(os.path.join(checkout, "docs", "exit-status.md"), encoding="utf-8") as file:
         rows = re.findall(r"^\| .+? \| (\d+) \| 0 \|$", file.read(), re.MULTILINE)
-    assert sorted(map(int, rows)) == sorted((*pace.PATIENT_STATUSES, errors.Unconfigured.exit_status))
+    assert sorted(map(int, rows)) == sorted((*pace.PATIENT_STATUSES, pace.SIGNIN_REFUSED, pace.SIGNIN_REFUSED, errors.Unconfigured.exit_status))

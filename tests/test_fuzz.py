@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from .fuzz import fuzz_answers, fuzz_certificate, fuzz_config, fuzz_pages, fuzz_premises
+from .fuzz import fuzz_answers, fuzz_certificate, fuzz_config, fuzz_pages, fuzz_premises, fuzz_signin
 
 
 def answers(folder):
@@ -29,6 +29,7 @@ TARGETS = {
     "certificate": (lambda folder: fuzz_certificate.one, fuzz_certificate.mutated),
     "config": (configuration, fuzz_config.mutated),
     "premises": (resting, lambda chance: b"" if chance.random() < 0.1 else chance.randbytes(30)),
+    "signin": (lambda folder: fuzz_signin.one, fuzz_signin.mutated),
     "pages": (lambda folder: fuzz_pages.one, fuzz_pages.mutated),
 }
 

@@ -13,6 +13,11 @@ RANKS = {
     "__init__": (0, "pure"),
     "errors": (0, "pure"),
     "idle": (0, "io"),
+    "der": (1, "pure"),
+    "binding": (2, "pure"),
+    "spnego": (2, "pure"),
+    "keytab": (1, "pure"),
+    "challenges": (1, "pure"),
     "request": (1, "pure"),
     "pages": (1, "pure"),
     "hresult": (1, "pure"),
@@ -29,14 +34,17 @@ RANKS = {
     "durable": (1, "io"),
     "config": (2, "io"),
     "agent": (2, "io"),
-    "web": (2, "io"),
+    "exchange": (2, "io"),
+    "web": (3, "io"),
     "store": (2, "io"),
     "service": (2, "io"),
-    "signin": (3, "io"),
-    "ca": (3, "io"),
+    "kerberos": (3, "io"),
+    "ntlm": (3, "io"),
+    "signin": (4, "io"),
+    "ca": (4, "io"),
     "activate": (3, "io"),
     "transaction": (4, "io"),
-    "records": (4, "io"),
+    "records": (5, "io"),
     "observe": (5, "io"),
     "acquire": (6, "io"),
     "adoption": (7, "io"),
@@ -53,12 +61,12 @@ RANKS = {
 # Everything else of the standard library is refused to a pure module until somebody has thought about it.
 PURE_LIBRARY = {
     "__future__", "base64", "binascii", "calendar", "collections", "dataclasses", "enum", "fractions", "functools", "hashlib", "html",
-    "ipaddress", "itertools", "json", "math", "re", "string", "textwrap", "types", "typing", "cryptography",
+    "ipaddress", "itertools", "json", "math", "re", "string", "struct", "textwrap", "types", "typing", "cryptography",
 }
 PURE_DATETIME = "datetime"  # may be imported, but not asked for the time
 CLOCKS = {"now", "utcnow", "today", "fromtimestamp"}  # without a time zone given, the last one reads the machine's
-HEAVY = {"cryptography", "requests", "certsrv", "urllib3"}
-HEAVY_AT_TOP = {"ca", "web"}  # their classes are made from certsrv's and requests'
+HEAVY = {"cryptography", "requests", "certsrv", "urllib3", "gssapi", "requests_ntlm"}
+HEAVY_AT_TOP = {"ca", "web", "ntlm", "exchange"}  # their classes are made from certsrv's and requests'
 FILES = {"idle", "rootfs", "durable", "store"}
 # Calls that make or change a file, or get at its content, whoever spells them.
 OPENERS = {"open", "fdopen", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "makedirs", "mkstemp", "NamedTemporaryFile"}

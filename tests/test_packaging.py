@@ -39,11 +39,11 @@ def test_a_fresh_installation_is_taken_for_a_broken_one(tmp_path, delivered):
 
 
 def test_the_delivered_configuration_is_not_the_default(tmp_path, delivered):
-    """With its examples for server, template and account taken, everything else is as without the file, but `auth`."""
-    text = re.sub(r"^#(server|template|user) =", r"\1 =", delivered, flags=re.MULTILINE)
+    """With its examples for server and template taken, everything else is as without the file."""
+    text = re.sub(r"^#(server|template) =", r"\1 =", delivered, flags=re.MULTILINE)
     got = load(tmp_path, text)
     assert (got.host, got.renewal, got.agent, got.report) == (config.Host(), config.Renewal(), config.Agent(), config.Report())
-    expected = config.CA(server=got.cas[0].server, template="SCXAgent", auth="basic", user="CORP\\svc-scx-enroll")
+    expected = config.CA(server=got.cas[0].server, template="SCXAgent")
     assert got.cas == (expected,)
     assert got.cas[0].server.startswith("ca01.corp.example")
 

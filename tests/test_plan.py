@@ -701,6 +701,43 @@ def test_an_unattended_run_fails_only_where_a_person_is_needed(status):
     assert needs_a_person(status, (), NOW) is (status != 0 and not patient)
 
 
+def test_who_has_not_joined_the_domain_yet_is_waited_for_in_minutes_for_a_day():
+    """At first boot keytab and computer account may come late; after a day it is a failure like others, for a person."""
+    at_, waits = NOW, []
+    for failures in range(1, 99):
+        entry = backoff(retry="joining", status=13, failures=failures, at=at_)
+        waits.append(until_of(entry) - at_)
+        assert needs_a_person(13, (), NOW, pace.patience(entry)) is (at_ - NOW >= DAY_S - 900), failures
+        at_ = until_of(entry)
+    assert waits[:3] == [300, 600, 900]
+    assert set(waits[2:96]) == {900}
+    assert waits[96:] == [HOUR_S, 2 * HOUR_S]
+    assert until_of(backoff(retry="joining", failures=10**9)) - (NOW - 60) == DAY_S
+
+
+def test_a_sign_in_that_waits_for_a_person_or_for_nobody():
+    """A domain controller that is down is waited for like a CA; a host that was enrolled and lost its keytab needs a person."""
+    end = NEW.not_after - (NEW.not_after - NEW.not_before) // 10
+    assert not needs_a_person(13, (NEW,), NOW, "soon")
+    assert needs_a_person(13, (NEW,), end + 2, "soon")
+    assert not needs_a_person(13, (), NOW, "joining")
+    assert needs_a_person(13, (NEW,), NOW, "joining")
+    for retry in ("", "later", "changed", "key"):
+        assert needs_a_person(13, (), NOW, retry)
+    assert needs_a_person(6, (), NOW, "soon")
+
+
+def test_a_key_that_was_refused_is_not_sent_again_for_a_command_that_is_repeated():
+    """C4: a configuration management that calls `run --now` every five minutes would lock the account."""
+    refused = Budget(refused=(replace(backoff("ca01", "key", 13), secret="mark"), replace(backoff("ca02", "key", 13), secret="mark")))
+    for wish in (Wish(), Wish(now=True)):
+        step = at(EMPTY, budget=refused, wish=wish)
+        assert (step.action, step.status, step.until, step.retry) == ("wait", 13, NOW - 60 + HOUR_S, "key")
+    assert at(EMPTY, budget=refused, wish=Wish(renew=True)).action == "submit"
+    assert at(EMPTY, budget=refused, now=NOW - 60 + HOUR_S).action == "submit"
+    assert at(replace(EMPTY, inputs="other"), budget=refused).action == "wait", "another configuration makes it no other key"
+
+
 def test_the_best_certificate_decides_how_much_time_remains():
     """An old one near its end is no reason while a new one is held; one that is over is a reason, not an end of it."""
     ending = replace(OLD, not_after=NOW + 60)
@@ -756,7 +793,7 @@ class Cases:
         )
 
     def failure(self, kind, subject, status):
-        retry = self.one("soon", "later", "changed")
+        retry = self.one("soon", "later", "changed", *(("joining", "key") if kind is Backoff else ()))
         rest = (self.one("i", "i", "i", "other"), self.when(self.written), self.random.randrange(1, 40), retry)
         if status == 8:
             rest = (*rest[:2], 1, "changed")
@@ -784,7 +821,7 @@ class Cases:
         return Budget(
             submissions=self.some(6, lambda: Submission(self.when(self.written), self.one(True, False))),
             restarts=self.some(7, lambda: self.when(self.written)),
-            refused=self.some(1, lambda: replace(self.failure(Backoff, self.one("ca01", "ca02"), 13), retry="changed", secret="mark")),
+            refused=self.some(1, lambda: replace(self.failure(Backoff, self.one("ca01", "ca02"), 13), retry=self.one("changed", "key"), secret="mark")),
         )
 
     def policy(self):
@@ -869,7 +906,7 @@ def submits_only_where_allowed(seen, policy, journal, budget, wish):
         if entry.ca in ("", step.ca) and entry.inputs == seen.inputs:
             ends = until_of(entry, pace.expiry(seen.held))
             ended = ends is not None and (ends <= NOW or entry.at > NOW)
-            wished = wish.renew or (wish.now and entry.retry != "changed")
+            wished = wish.renew or (wish.now and entry.retry not in ("changed", "key"))
             again = wish.tried if not entry.ca else entry.ca in wish.tried
             assert ended or (wished and not again), "a back-off forbids it"
     fit = [held for held in seen.held if not held.mismatches]

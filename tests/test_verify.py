@@ -15,6 +15,7 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsag
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scx_enroll import der as ders
 from scx_enroll import verify
 from scx_enroll.errors import CertificateRefused, ConfigError
 from scx_enroll.request import RequestSpec, spki_of
@@ -207,7 +208,7 @@ def test_a_weak_ecdsa_signature_is_refused():
     """SHA-1 under another identifier is SHA-1."""
     der = make()
     algorithm, weak = bytes.fromhex("300a06082a8648ce3d040302"), bytes.fromhex("300906072a8648ce3d0401")
-    body = verify._element(der, verify._element(der, 0, len(der)).start, len(der))
+    body = ders.element(der, ders.element(der, 0, len(der)).start, len(der))
     inner = der[body.start : body.end].replace(algorithm, weak)
     rest = der[body.end :].replace(algorithm, weak)
     assert whats(selfsigned._sequence(selfsigned._sequence(inner) + rest)) == ["signature"]

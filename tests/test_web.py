@@ -130,16 +130,16 @@ def test_a_redirect_with_an_endless_body(net):
 
     started = time.monotonic()
     outcome = submit(net.conversation(net.server(script)))
-    assert outcome.reason.endswith("to host sso.example.com")
+    assert outcome.reason.endswith("to another host")
     assert time.monotonic() - started < 0.9
 
 
 @pytest.mark.parametrize("location", [b"/login", b"//", b"https://[", b"\xff\xfe", b"https://evil host\x1b[2J/", b"https://" + b"a" * 999])
 def test_a_redirect_to_an_address_that_makes_no_sense(net, location):
-    """The message shows a host's name or nothing of it."""
+    """The message shows nothing of it."""
     data = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: %b\r\n\r\n" % location
     outcome = submit(net.conversation(net.server(replies(data))))
-    assert outcome.reason.endswith("to a page of its own")
+    assert outcome.reason.endswith(("to a page of its own", "to another host"))
 
 
 @pytest.mark.parametrize(

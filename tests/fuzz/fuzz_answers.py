@@ -15,10 +15,9 @@ import time
 from pathlib import Path
 
 import requests.adapters
-import requests.auth
 import urllib3
 
-from scx_enroll import ca, config, pages, verify
+from scx_enroll import ca, config, pages, signin, verify
 from scx_enroll.rootfs import Root
 from tests.lab.authority import Authority, pkcs7, to_pem
 
@@ -56,7 +55,7 @@ def connect(folder: Path):
     (folder / "trust.pem").write_bytes(to_pem(CHAIN[-1:]))
     (folder / "trust.pem").chmod(0o644)
     settings = config.CA(server="ca", template="T", auth="basic", user="u", server_trust="/trust.pem")
-    conversation = ca.connect(Root(str(folder)), settings, requests.auth.HTTPBasicAuth(b"u", b"p"))
+    conversation = ca.connect(Root(str(folder)), settings, signin.Basic("ca", "u", b"p"))
     answers = Answers()
     conversation.session.mount("https://", answers)
     return conversation, answers

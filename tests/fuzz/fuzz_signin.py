@@ -1,0 +1,74 @@
+"""Fuzz target: any bytes as a server's certificate, challenge and token, and as a keytab. With atheris coverage-guided, without it a loop.
+
+python -m tests.fuzz.fuzz_signin [SECONDS]
+"""
+
+import base64
+import contextlib
+import random
+import struct
+import sys
+import time
+
+from scx_enroll import binding, challenges, keytab, spnego
+
+ENTRY = b"\0\1\0\1R\0\6HOST1$\0\0\0\1\0\0\0\0\2\0\x12\0\x20" + b"k" * 32 + b"\0\0\0\2"
+SEEDS = (
+    b"\x05\x02" + 2 * (struct.pack(">i", len(ENTRY)) + ENTRY) + struct.pack(">i", -4) + b"hole",
+    bytes.fromhex("a1143012a0030a0100a10b06092a864886f712010202"),
+    bytes.fromhex("30213003020101301506092a864886f70d01010a3008a0063004060006000303000000"),
+    b'Negotiate oYG2MIGzoAMKAQ==, NTLM, Basic realm="ca, \\" x", Digest qop = "auth", charset=UTF-8',
+)
+MAX_SECONDS = 1.0  # for what fits into the headers of an answer, or into a keytab at its limit
+
+
+def one(data: bytes) -> None:
+    """Read it as everything: a result or a documented refusal, in bounded time."""
+    started = time.process_time()
+    with contextlib.suppress(binding.Unbindable):
+        binding.end_point(data)
+    spnego.answer(data)
+    header = data.decode("latin-1")
+    assert all(len(scheme) <= 32 for scheme in challenges.schemes(header))
+    challenges.token(header, "Negotiate")
+    try:
+        keytab.machine(keytab.parse(data), "", "host1")
+    except keytab.Unusable as problem:
+        assert str(problem).isprintable()
+        assert len(str(problem)) < 500
+    assert time.process_time() - started < MAX_SECONDS
+
+
+def mutated(chance: random.Random) -> bytes:
+    """Return a seed with a few pieces changed, doubled, cut or joined with another seed's."""
+    data = bytearray(chance.choice(SEEDS))
+    for _ in range(chance.randrange(8)):
+        at, end = sorted((chance.randrange(len(data) + 1), chance.randrange(len(data) + 1)))
+        piece = bytes(data[at:end])
+        other = chance.choice(SEEDS)[chance.randrange(40) :]
+        data[at:end] = chance.choice((b"", piece * chance.choice((2, 2, 300)), other, bytes(chance.randrange(256) for _ in piece)))
+        del data[1 << 16 :]
+    return bytes(data)
+
+
+def main() -> None:
+    """Fuzz for the given number of seconds (60), or as atheris is told."""
+    with contextlib.suppress(ImportError):
+        import atheris  # not in the requirements: who fuzzes installs it
+
+        atheris.Setup(sys.argv, one)
+        atheris.Fuzz()
+    chance, until, count = random.Random(), time.monotonic() + float((sys.argv[1:] or ["60"])[0]), 0
+    while time.monotonic() < until:
+        data = mutated(chance)
+        try:
+            one(data)
+        except BaseException:
+            print(base64.b64encode(data).decode())
+            raise
+        count += 1
+    print(f"{count} inputs read")
+
+
+if __name__ == "__main__":
+    main()
