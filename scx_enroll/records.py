@@ -64,14 +64,14 @@ class Records:
     def forget_old_secrets(self) -> None:
         """Have what was refused count where it would be sent now.
 
-        Another password or keytab ends a back-off; the first one again does not. One that can't be read is no other one.
+        Another password or keytab ends a back-off, and one that can't be read does while it can't be sent; the first one again does not.
         """
         known = self.store.budget.refused
         given = {ca.server: self._given(ca) for ca in self.config.cas} if known else {}
         refused: List[j.Backoff] = []
         for secret in dict.fromkeys(one.secret for one in known):
             same = [one for one in known if one.secret == secret]
-            servers = [ca for ca, mark in given.items() if mark == secret or (mark is None and any(one.ca == ca for one in same))]
+            servers = [ca for ca, mark in given.items() if mark == secret]
             refused += [replace(max(same, key=lambda one: one.at), ca=ca) for ca in servers or [j.NOWHERE]]
         idle = [one for one in refused if one.ca == j.NOWHERE]
         kept = tuple(one for one in refused if one.ca != j.NOWHERE or one in idle[-KEPT_REFUSED:])
