@@ -17,7 +17,7 @@ from requests.auth import AuthBase
 
 from scx_enroll import binding, challenges, verify
 from scx_enroll.errors import ConfigError
-from scx_enroll.exchange import NoAnswer, password_mark, refused_password
+from scx_enroll.exchange import NoAnswer, offer, password_mark, refused_password
 
 _PACKAGE = "apt install python3-requests-ntlm, dnf install python3-requests_ntlm (from EPEL); or choose another auth"
 _KERBEROS = "set auth = kerberos; or give the web server a certificate that is signed with RSA (PKCS #1 v1.5) or ECDSA over SHA-2"
@@ -85,7 +85,7 @@ class _Hooked(AuthBase):
         return request
 
     def _answered(self, response: Response, **named: Any) -> Response:
-        if response.status_code != 401 or not challenges.offers(response.headers.get("WWW-Authenticate", ""), "NTLM"):
+        if response.status_code != 401 or not challenges.offers(offer(response), "NTLM"):
             return response
         try:
             answer: Response = self._inner.response_hook(response, **named)

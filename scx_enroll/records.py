@@ -110,8 +110,7 @@ class Records:
 
     def _sent(self, ca: CA) -> str:
         """Return the mark of the secret that this CA was given: as it was read for that, whatever stands in its file by now."""
-        mark = getattr(self.talks.get(ca.server), "mark", None)
-        return mark(self._salt()) if mark else self.line.secret_mark(self.site.root, ca, self._salt())
+        return self.talks[ca.server].mark(self._salt())
 
     def _joined(self, ca: CA) -> str:
         """Return a mark of the keytab, or of why there is none."""

@@ -435,6 +435,13 @@ def test_a_page_that_no_test_reads(checkout):
 
 
 @pytest.mark.checkout
+def test_a_command_of_the_sign_in_page_that_the_readme_does_not_run(checkout):
+    """The README's commands are run on one host, in their order; that page shows no others."""
+    run = "".join(blocks(checkout, "README.md", "sh")).splitlines()
+    assert [line for block in blocks(checkout, "docs/sign-in.md", "sh") for line in block.splitlines() if line not in run] == []
+
+
+@pytest.mark.checkout
 def test_a_failure_of_kerberos_without_a_row_in_the_page(checkout):
     """docs/sign-in.md has every message that a failure of Kerberos can end with, in its words."""
     from scx_enroll import kerberos

@@ -77,7 +77,7 @@ class Authority:
         return outcomes.Authority((own,), self.clock())
 
     def submit(self, csr: bytes, on_id: Callable[[int], None]) -> outcomes.Outcome:
-        """A repeated POST has no preflight, so it may be the first that notices an outage."""
+        """An outage may begin between the preflight and the POST."""
         gone = self._unreachable()
         if gone:
             return gone
