@@ -11,19 +11,17 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
+from scx_enroll import values
 from scx_enroll.errors import ConfigError, Unconfigured
-from scx_enroll.request import CURVES, SHORT_NAME, check_dns_name, check_fqdn
 from scx_enroll.rootfs import Root
 
 PATH = "/etc/scx-enroll/scx-enroll.conf"
 MAX_FILE_BYTES = 64 << 10  # the shipped file has 2 kB
 MAX_FILES = 64  # in conf.d
 MAX_SHOWN = 80  # characters of a wrong value in a message
-MAX_SETTLE_S = 30 * 60  # longer, and a busy host would never be served
 MAX_CERTIFICATES_PER_DAY = 20
 MAX_SUBMISSIONS_PER_DAY = 200
 MAX_PENDING_DAYS = 365
-MIN_RSA_BITS, MAX_RSA_BITS = 2048, 16384  # what SCOM takes, and what OpenSSL does (OPENSSL_RSA_MAX_MODULUS_BITS)
 
 
 @dataclass(frozen=True)
@@ -113,123 +111,48 @@ _Section = Dict[str, _Setting]  # "" holds the section's first header
 _Problems = List[Tuple[_Where, str]]
 
 
-def _choice(*known: str) -> Callable[[str], str]:
-    return _shaped("|".join(map(re.escape, known)), f"one of {', '.join(known)}")
-
-
-def _shaped(pattern: str, meaning: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if not re.fullmatch(pattern, text, re.ASCII):
-            raise ValueError(f"is not {meaning}")
-        return text
-
-    return parse
-
-
-def _count(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text, re.ASCII) or not low <= int(text) <= high:
-            raise ValueError(f"is not a number from {low} to {high}")
-        return int(text)
-
-    return parse
-
-
-def _fraction(text: str) -> Fraction:
-    if not re.fullmatch("[0-9]{1,4}(/[1-9][0-9]{0,3}|[.][0-9]{1,4})?", text, re.ASCII) or Fraction(text) > 1:
-        raise ValueError("is not a fraction of 1 such as 2/3")
-    return Fraction(text)
-
-
-def _duration(text: str) -> int:
-    shape = re.fullmatch("([0-9]{1,6})([smh])", text, re.ASCII)
-    value = int(shape[1]) * {"s": 1, "m": 60, "h": 3600}[shape[2]] if shape else -1
-    if not 0 <= value <= MAX_SETTLE_S:
-        raise ValueError(f"is not a time such as 30s or 2m, of at most {MAX_SETTLE_S // 60}m")
-    return value
-
-
-def _flag(text: str) -> bool:
-    return _choice("yes", "no")(text) == "yes"
-
-
-def _port(text: str) -> int:
-    return 0 if text == "auto" else _count(1, 65535)(text)
-
-
-def _host_name(text: str) -> str:
-    if text == "auto":
-        return text
-    sample = text.replace(SHORT_NAME, "h", 1)
-    checked = check_fqdn(sample, "it")  # with the real name it is checked again
-    return checked if sample == text else text.lower()
-
-
-def _dns_names(text: str) -> Tuple[str, ...]:
-    return tuple(check_dns_name(name, "it") for name in text.split())
-
-
-def _server(text: str) -> str:
-    shape = re.fullmatch("(?!-)[a-z0-9-]{1,63}(?:[.][a-z0-9-]{1,63}){0,126}(?::([0-9]{1,5}))?", text.lower(), re.ASCII)
-    if not shape or not 1 <= int(shape[1] or 443) <= 65535:
-        raise ValueError("is not host or host:port: give no scheme and no path, HTTPS is always used")
-    return text.lower()
-
-
-def _key_kind(text: str) -> str:
-    kind, _, detail = text.partition(":")
-    if kind == "rsa":
-        _count(MIN_RSA_BITS, MAX_RSA_BITS)(detail)
-    elif kind != "ec" or detail not in CURVES:
-        raise ValueError(f"is not rsa:BITS or one of {', '.join(f'ec:{curve}' for curve in CURVES)}")
-    return text
-
-
-_any = _shaped(r".{1,256}", "shorter than 257 characters")
-_path = _shaped(r"/(?!.*(^|/)\.\.(/|$)).{1,1023}", "an absolute path without ..")
-
 # Which keys of [ca] belong to which ways of signing in, and those that one can't do without.
 _PASSWORD = ("user", "password-file")
 _METHODS = dict(kerberos=("keytab", "principal"), ntlm=_PASSWORD, basic=_PASSWORD, certificate=("client-certificate", "client-key"))
 
 # Every section and key, and what it takes. The defaults stand on the classes.
 _KEYS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
-    "host": {"name": _host_name, "alternative-names": _dns_names},
+    "host": {"name": values.host_name, "alternative-names": values.dns_names},
     "ca": {
-        "server": _server,
+        "server": values.server,
         # A newline would add attributes to the request: facts/adcs.md section 1.
-        "template": _shaped(r"[A-Za-z0-9 ()_.-]{1,64}", "a template's name: letters, digits, blanks and ()_.-"),
-        "auth": _choice(*_METHODS),
-        "user": _shaped(r"[^:]{1,256}", "a user's name: it can't hold a colon"),
-        "password-file": _path,
-        "keytab": _path,
-        "principal": _any,
-        "proxy": _shaped(r"https?://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?/?", "a URL such as http://proxy.corp.example:3128"),
-        "client-certificate": _path,
-        "client-key": _path,
-        "server-trust": lambda text: text if text == "system" else _path(text),
-        "issuer-trust": _path,
-        "require-revocation": _flag,
-        "require-cn": _flag,
+        "template": values.shaped(r"[A-Za-z0-9 ()_.-]{1,64}", "a template's name: letters, digits, blanks and ()_.-"),
+        "auth": values.choice(*_METHODS),
+        "user": values.shaped(r"[^:]{1,256}", "a user's name: it can't hold a colon"),
+        "password-file": values.path,
+        "keytab": values.path,
+        "principal": values.anything,
+        "proxy": values.shaped(r"https?://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?/?", "a URL such as http://proxy.corp.example:3128"),
+        "client-certificate": values.path,
+        "client-key": values.path,
+        "server-trust": lambda text: text if text == "system" else values.path(text),
+        "issuer-trust": values.path,
+        "require-revocation": values.flag,
+        "require-cn": values.flag,
     },
     "renewal": {
-        "at": _fraction,
-        "spread": _fraction,
-        "certificates-per-day": _count(1, MAX_CERTIFICATES_PER_DAY),
-        "submissions-per-day": _count(1, MAX_SUBMISSIONS_PER_DAY),
-        "pending-days": _count(1, MAX_PENDING_DAYS),
+        "at": values.fraction,
+        "spread": values.fraction,
+        "certificates-per-day": values.count(1, MAX_CERTIFICATES_PER_DAY),
+        "submissions-per-day": values.count(1, MAX_SUBMISSIONS_PER_DAY),
+        "pending-days": values.count(1, MAX_PENDING_DAYS),
     },
     "agent": {
-        "layout": _choice("auto", "omi", "classic-omi", "pegasus"),
-        "port": _port,
-        "activation": _choice("restart", "reload"),
-        "key": _choice("agent", "new"),
-        "new-key": _key_kind,
-        "minimum-key": _key_kind,
-        "settle": _duration,
-        "restart-window": _any,
+        "layout": values.choice("auto", "omi", "classic-omi", "pegasus"),
+        "port": values.port,
+        "activation": values.choice("restart", "reload"),
+        "key": values.choice("agent", "new"),
+        "new-key": values.key_kind,
+        "minimum-key": values.key_kind,
+        "settle": values.duration,
+        "restart-window": values.anything,
     },
-    "report": {"metrics": _path},
+    "report": {"metrics": values.path},
 }
 
 # What this version does not do yet: these keys may so far have their default only.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Callable, Iterator, List, Mapping, Optional, Tuple, TypeVar
 
-from scx_enroll import activate, adoption, observe, plan, request, service, transaction, verify
+from scx_enroll import activate, adoption, naming, observe, plan, request, service, transaction, verify
 from scx_enroll import agent as agents
 from scx_enroll import config as configs
 from scx_enroll import journal as j
@@ -111,7 +111,7 @@ class Run:
         """Return the name that `auto` gave, to be kept from the first success on."""
         if self.site.store.journal.latch or self.config.host.name != "auto":
             return self.site.store.journal.latch
-        return j.Latch(observe.short_name(self.site.root), view.ready.spec.fqdn)
+        return j.Latch(naming.short_name(self.site.root), view.ready.spec.fqdn)
 
     def decide(self, view: View) -> Step:
         """Return the next step."""
@@ -145,8 +145,8 @@ class Run:
     def _clear_strays(self, view: View) -> None:
         """Remove what a killed run left on its way in the agent's folder."""
         found = view.found
-        if found and self.site.store.has_strays(found.agent.certificate):
-            self.site.store.sweep(found.agent.certificate, (found.pair.name.text.rpartition("/")[2],))
+        if found and self.site.store.beside.has_strays(found.agent.certificate):
+            self.site.store.beside.sweep(found.agent.certificate, (found.pair.name.text.rpartition("/")[2],))
 
     def _note_proof(self, view: View) -> None:
         journal = self.site.store.journal
@@ -188,7 +188,7 @@ class Run:
         """Install a generation and have it served. Raises RolledBack, RollbackFailed, HostError."""
         agent = view.ready.agent
         observe.account_can_read(agent, self.site.root)
-        self.site.store.check_folder(agent.certificate)
+        self.site.store.beside.check_folder(agent.certificate)
         self.wish = replace(self.wish, now=False)
         transaction.install(self.site, agent, generation, running=view.seen.running, inputs=view.seen.inputs)
 
@@ -209,7 +209,7 @@ class Run:
         weak = verify.weakness(kind, verify.Rules(minimum_key=self.config.agent.minimum_key))
         if weak:
             raise AgentNotReady(f"the agent's {weak}; nothing was asked for", f"make a stronger one: {agent.scxsslconfig} -f -b 3072")
-        self.site.store.check_folder(agent.certificate)
+        self.site.store.beside.check_folder(agent.certificate)
         observe.account_can_read(agent, root)
         if view.seen.running:
             service.check_tool(root, agent.scxadmin)

@@ -21,6 +21,7 @@ from scx_enroll.case import Observed
 from scx_enroll.config import CA, Config
 from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, HostError
 from scx_enroll.idle import STATE
+from scx_enroll.naming import host_fqdn
 from scx_enroll.pace import Held, Policy
 from scx_enroll.request import RequestSpec
 from scx_enroll.rootfs import Root
@@ -28,7 +29,6 @@ from scx_enroll.store import Generation, Store
 from scx_enroll.transaction import certificates_of, signature
 
 MAX_TRUST_BYTES = 1 << 20  # a system's whole bundle has 250 kB
-MAX_HOSTNAME_BYTES = 4096
 DAY_S = 24 * 3600
 
 
@@ -62,47 +62,6 @@ class View:
         if self.found is None:
             raise AgentNotReady(self.seen.blocked, self.seen.blocked_hint)
         return self.found
-
-
-def short_name(root: Root) -> str:
-    """Return the host name of the root: this host's, or what an image's /etc/hostname says."""
-    if root.live:
-        return socket.gethostname()
-    try:
-        return root.read("/etc/hostname", MAX_HOSTNAME_BYTES).decode("ascii", "replace").strip()
-    except FileNotFoundError:
-        return ""
-
-
-def host_fqdn(root: Root, config: Config, latch: Optional[j.Latch], installed: Optional[verify.Facts]) -> str:
-    """Return the FQDN that the certificate shall name.
-
-    `auto` takes the resolver's canonical name, once: the name latched at the first success stays. Raises ConfigError for
-    a name that can't be used, and where `auto` contradicts a certificate that SCOM or a CA signed.
-    """
-    if config.host.name != "auto":
-        return request.expand(config.host.name, short_name(root))
-    if latch:
-        return latch.fqdn
-    if not root.live:
-        raise ConfigError("name = auto can't be told for another root", "set name in [host] to an FQDN or {hostname}.…")
-    short = short_name(root)
-    try:
-        answers = socket.getaddrinfo(short, None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
-    except OSError as problem:
-        if problem.errno == socket.EAI_AGAIN:  # early in a boot, say
-            raise AgentNotReady(f"name = auto: the resolver can't tell {short}'s full name now: {problem}", "run again later") from problem
-        raise ConfigError(
-            f"name = auto: the resolver does not know this host's name {short}: {problem}",
-            "set name in [host] to the FQDN that the Management Server connects to",
-        ) from problem
-    fqdn = request.check_fqdn(next((answer[3] for answer in answers if answer[3]), short), "name = auto")
-    if installed and installed.issuer != installed.subject and fqdn not in installed.names:
-        raise ConfigError(
-            f"name = auto gives {fqdn}, but the agent's certificate names {', '.join(installed.names) or 'nothing'}",
-            "set name in [host] to the one that the Management Server connects to",
-        )
-    return fqdn
 
 
 def share_of(identity: str) -> int:

@@ -1,11 +1,10 @@
-"""The only writer: durable files, the lock, generations, and the swap of the name the agent reads.
+"""The only writer of the state directory: durable files, the lock, generations. `beside` writes in the agent's folders.
 
 docs/state.md lists every file and every change; each change is one method here. A change is durable when its method
 returns, or it did not happen. The agent's folders may be writable by its less privileged account, so names in them are
 never followed.
 """
 
-import errno
 import fcntl
 import os
 import re
@@ -16,20 +15,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 from scx_enroll import journal as j
-from scx_enroll.durable import TEMPORARY, clear, explained, move, remove_tree, temporary_file, write
+from scx_enroll.beside import Beside
+from scx_enroll.durable import TEMPORARY, clear, explained, move, remove_tree, write
 from scx_enroll.errors import Busy, HostError
 from scx_enroll.idle import PREMISES, STATE, STATUS_FOLDER, STATUS_NAME
 from scx_enroll.rootfs import Root
 
 STATUS = f"{STATUS_FOLDER}/{STATUS_NAME}"
-COPY = re.compile(r"scx-enroll-([0-9a-f]{16})-([0-9]{1,9})\.pem")
 _KEPT = re.compile(r"[0-9a-f]{64}\.pem|[0-9]+\.html")  # what stands in original/ and pages/
 MAX_STATE_BYTES = 1 << 20  # a journal is some kB; chains and saved certificates are smaller still
 KEPT_GENERATIONS = 8
 KEPT_ORIGINALS = 8
 KEPT_PAGES = 5
 KEPT_ERRANDS = 1000  # some kB each; a certificate of an older one is asked for anew
-MIN_FREE_BYTES = 1 << 20  # what one run writes at the most, several times over
 LOCK_POLL_S = 0.2
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Store:
 
     def __init__(self, root: Root) -> None:
         self.root = root
+        self.beside = Beside(root)
         self.sub = ""  # where journal and generations stand, beneath STATE
         self.journal = j.Journal()
         self.budget = j.Budget()
@@ -247,7 +246,7 @@ class Store:
 
     def deliver(self, path: str, data: bytes) -> None:
         """Write a file that the operator named, whole or not at all, readable by everybody as a certificate may be."""
-        with self._beside(path) as (folder, name):
+        with self.beside.folder(path) as (folder, name):
             write(folder, name, data, 0o644)
 
     def prune(self) -> None:
@@ -304,80 +303,6 @@ class Store:
         with explained(f"{STATE}/{PREMISES}"), self._folder("") as folder:
             write(folder, PREMISES, premises, 0o600)
 
-    # -- the agent's folder -------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _beside(self, path: str) -> Iterator[Tuple[int, str]]:
-        folder_path, _, name = path.rpartition("/")
-        with explained(path):
-            folder = self.root.open_dir(folder_path)
-            try:
-                yield folder, name
-            finally:
-                os.close(folder)
-
-    def check_folder(self, path: str) -> None:
-        """See that a file can be made beside `path` and that there is space. Raises HostError."""
-        with self._beside(path) as (folder, _):
-            space = os.fstatvfs(folder)
-            if space.f_bavail * space.f_frsize < MIN_FREE_BYTES:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.unlink(temporary_file(folder, b"x", 0o600, None), dir_fd=folder)
-
     def check_state(self) -> None:
         """See that the state directory can be written and has space. Raises HostError."""
-        self.check_folder(f"{STATE}/journal.json")
-
-    def has_strays(self, path: str) -> bool:
-        """Say whether a killed run left something on its way beside `path`."""
-        return any(name.startswith(TEMPORARY) for name in self.root.listdir(path.rpartition("/")[0]))
-
-    def free_copy(self, path: str, generation: str) -> str:
-        """Return a name for a copy beside `path` that does not exist yet."""
-        with self._beside(path) as (folder, _):
-            taken = [int(m[2]) for m in map(COPY.fullmatch, os.listdir(folder)) if m and m[1] == generation]
-        return f"scx-enroll-{generation}-{max(taken, default=0) + 1}.pem"
-
-    def make_copy(self, path: str, name: str, data: bytes, place: j.Place) -> None:
-        """Make the copy `name` beside `path`, with the owner and mode of `place`; never over one that exists."""
-        with self._beside(path) as (folder, _):
-            temporary = temporary_file(folder, data, place.mode, (place.uid, place.gid))
-            try:
-                os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-            finally:
-                os.unlink(temporary, dir_fd=folder)
-            os.fsync(folder)
-
-    def swap(self, path: str, place: j.Place, data: Optional[bytes] = None) -> None:
-        """Put `place` at the name the agent reads, by one rename: the commit. `data`: of a regular file."""
-        with self._beside(path) as (folder, name):
-            if data is not None:
-                write(folder, name, data, place.mode, (place.uid, place.gid))
-                return
-            temporary = TEMPORARY + secrets.token_hex(8)
-            os.symlink(place.text, temporary, dir_fd=folder)
-            move(folder, temporary, name)
-
-    def set_marker(self, path: str, *, present: bool) -> None:
-        """Remove the package's marker file, or make it again."""
-        with self._beside(path) as (folder, name):
-            if present:
-                write(folder, name, b"", 0o644)
-            else:
-                with suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=folder)
-                os.fsync(folder)
-
-    def sweep(self, path: str, kept: Tuple[str, ...]) -> None:
-        """Remove our copies beside `path` that are not in `kept` and that no link of that folder names."""
-        with self._beside(path) as (folder, _):
-            names = os.listdir(folder)
-            used = set(kept)
-            for name in names:
-                with suppress(OSError):
-                    used.add(os.readlink(name, dir_fd=folder).rpartition("/")[2])
-            for name in names:
-                if name not in used and (COPY.fullmatch(name) or name.startswith(TEMPORARY)):
-                    with suppress(FileNotFoundError, IsADirectoryError):  # the agent's account may make a folder of that name
-                        os.unlink(name, dir_fd=folder)
-            os.fsync(folder)
+        self.beside.check_folder(f"{STATE}/journal.json")

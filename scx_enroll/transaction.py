@@ -15,9 +15,10 @@ from scx_enroll import journal as j
 from scx_enroll import service
 from scx_enroll.activate import Site, Truce, come_back, leave_packagers_alone, prove, within_budget
 from scx_enroll.agent import Agent, Pair
+from scx_enroll.beside import COPY
 from scx_enroll.errors import AgentNotReady, CertificateRefused, EnrollError, HostError, RollbackFailed, RolledBack
 from scx_enroll.rootfs import Root
-from scx_enroll.store import COPY, MAX_STATE_BYTES, Generation
+from scx_enroll.store import MAX_STATE_BYTES, Generation
 from scx_enroll.verify import read
 
 MAX_SKIPS = 8  # as many as generations are kept
@@ -68,7 +69,7 @@ def install(site: Site, agent: Agent, generation: Generation, *, running: bool, 
     Raises RolledBack or RollbackFailed where it was not served, HostError where nothing could be changed, AgentNotReady
     before anything is changed where the restart budget has no room for the way back.
     """
-    name = site.store.free_copy(agent.certificate, generation.id)
+    name = site.store.beside.free_copy(agent.certificate, generation.id)
     target = j.Place(
         kind="link",
         text=name,
@@ -199,7 +200,7 @@ def _put(site: Site, role: str) -> bool:
     if _stands(site, certificate, place):
         return True
     if place.kind == "link" and _holds(site, _reached(certificate, place.text), place.sha256):
-        site.store.swap(certificate, place)
+        site.store.beside.swap(certificate, place)
         return True
     data = _data(site, place)
     if data is None:
@@ -207,13 +208,13 @@ def _put(site: Site, role: str) -> bool:
     # Where it can't stand as it did, what shall stand instead is recorded first, or a run killed here would not know it again.
     if not place.generation:
         _record(site, role, replace(place, kind="file", text=""))
-        site.store.swap(certificate, place, data)
+        site.store.beside.swap(certificate, place, data)
         return True
     if site.root.entry(_reached(certificate, place.text)).kind != "absent":  # somebody else's bytes under that name
-        place = replace(place, text=site.store.free_copy(certificate, place.generation))
+        place = replace(place, text=site.store.beside.free_copy(certificate, place.generation))
         _record(site, role, place)
-    site.store.make_copy(certificate, place.text, data, place)
-    site.store.swap(certificate, place)
+    site.store.beside.make_copy(certificate, place.text, data, place)
+    site.store.beside.swap(certificate, place)
     return True
 
 
@@ -227,7 +228,7 @@ def _record(site: Site, role: str, place: j.Place) -> None:
 
 def _mark(site: Site, agent: Agent, place: j.Place) -> None:
     if agent.marker and (site.root.entry(agent.marker).kind == "file") != place.marker:
-        site.store.set_marker(agent.marker, present=place.marker)
+        site.store.beside.set_marker(agent.marker, present=place.marker)
 
 
 def _forward(site: Site, agent: Agent) -> None:
@@ -262,7 +263,7 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
     skipped = tuple(skip for skip in journal.skipped if not (forward and skip.generation == installed.generation))
     if hold and before.generation:
         skipped += (_skip(site, before.generation, entry.inputs, "changed", 0, f"generation {before.generation} was {hold}"),)
-    site.store.sweep(agent.certificate, (installed.text,))  # before the end is recorded, or a crash would leave copies behind
+    site.store.beside.sweep(agent.certificate, (installed.text,))  # before the end is recorded, or a crash would leave copies behind
     site.store.installation(
         event,
         also={

@@ -1005,7 +1005,8 @@ def crashing(point: int, names: List[str]) -> Any:
             return wrapped
 
         for name in CHANGES:
-            setattr(store, name, around(name, getattr(store, name)))
+            owner = store if hasattr(store, name) else store.beside
+            setattr(owner, name, around(name, getattr(owner, name)))
         return store
 
     return made

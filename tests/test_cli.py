@@ -37,6 +37,7 @@ from scx_enroll import journal as j
 from scx_enroll.observe import View
 from scx_enroll.pace import Held, Policy
 from scx_enroll.plan import Observed, Step
+from scx_enroll.verbs import VERBS
 from tests.lab import selfsigned
 
 TRANSCRIPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "transcripts")
@@ -150,14 +151,14 @@ def test_the_help_does_not_fit_on_a_screen():
     assert max(map(len, lines)) <= 120
     parser = arguments.parser()
     verbs = next(action for action in parser._actions if action.choices)
-    assert set(verbs.choices) == {*cli.VERBS, "idle"}
+    assert set(verbs.choices) == {*VERBS, "idle"}
     for verb, one in verbs.choices.items():
         assert re.search(rf"^  {verb}\b", arguments.HELP, re.MULTILINE)
         for action in one._actions:
             assert all(re.search(rf"(?<![\w-]){option}(?![\w-])", arguments.HELP) for option in action.option_strings if option != "-h")
 
 
-@pytest.mark.parametrize("verb", ["", *cli.VERBS])
+@pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_is_asked_for_anywhere(verb):
     """After a verb, too: the same page, on standard output, status 0."""
     ended = call(*([verb] if verb else []), "--help") if verb in ("", "install") else in_process([verb, "--help"])
@@ -186,7 +187,7 @@ def in_process(words):
 
 words = st.one_of(
     st.sampled_from([
-        *cli.VERBS, "--dry-run", "--now", "--renew", "--unattended", "--wait", "0", "-1", "nan", "1e9", "inf", "x", "--json", "--verbose", "--live",
+        *VERBS, "--dry-run", "--now", "--renew", "--unattended", "--wait", "0", "-1", "nan", "1e9", "inf", "x", "--json", "--verbose", "--live",
         "--config", "--root", "--", "-", "", "--version", "--help", "-h", "--wait=0", "--wait=", "--js", "/nowhere", "no such file",
     ]),
     st.text(st.characters(min_codepoint=1, max_codepoint=0x2FF), max_size=6),

@@ -66,7 +66,8 @@ class Fuse:
         """Return a store whose changes are points."""
         store = Store(root)
         for name in CHANGES:
-            setattr(store, name, self.around(name, getattr(store, name)))
+            owner = store if hasattr(store, name) else store.beside
+            setattr(owner, name, self.around(name, getattr(owner, name)))
         return store
 
     def line(self) -> records.Line:

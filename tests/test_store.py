@@ -16,7 +16,7 @@ import time
 import pytest
 
 import scx_enroll
-from scx_enroll import durable
+from scx_enroll import beside, durable
 from scx_enroll import journal as j
 from scx_enroll import store as stores
 from scx_enroll.errors import Busy, EnrollError, HostError
@@ -102,9 +102,13 @@ def calls(node):
             yield ast.unparse(call.func)
 
 
+def method(name):
+    return getattr(Store, name, None) or getattr(beside.Beside, name, None)
+
+
 def writers():
-    """The methods of Store that write, directly or through others."""
-    every = {**functions(ast.parse(inspect.getsource(durable))), **functions(ast.parse(inspect.getsource(stores)))}
+    """The methods of Store and Beside that write, directly or through others."""
+    every = {name: node for module in (durable, beside, stores) for name, node in functions(ast.parse(inspect.getsource(module))).items()}
     writing = {name for name, node in every.items() if any(c.startswith("os.") and c[3:] in WRITES - {"open"} for c in calls(node))}
     through = {"_folder"}  # it makes folders for those that read, too: not what makes a method a writer
     while True:
@@ -113,7 +117,7 @@ def writers():
             if name not in through and {c.rpartition(".")[2] for c in calls(node) if "." not in c or c.startswith("self.")} & writing
         }
         if more == writing:
-            return {name for name in writing if not name.startswith("_") and hasattr(Store, name)}
+            return {name for name in writing if not name.startswith("_") and method(name)}
         writing = more
 
 
@@ -121,20 +125,20 @@ def writers():
 def test_a_change_that_the_page_does_not_list(documented):
     """One method of that name for each row, and no method that writes is missing from the page."""
     assert len(documented) == len(set(documented))
-    assert all(inspect.getdoc(getattr(Store, name)) for name in documented)
+    assert all(inspect.getdoc(method(name)) for name in documented)
     through_the_journal = {"update", "request", "installation"}
     assert writers() - through_the_journal - BESIDES == set(documented)
 
 
 @pytest.mark.checkout
 def test_another_module_writes_files():
-    """`store`, with `durable`, is the only writer: no other module renames, removes, makes or opens for writing anything.
+    """`store` and `beside`, with `durable`, are the only writers: no other module renames, removes, makes or opens for writing anything.
 
     Only the status for any user is replaced by `idle` as well, which can't pay for `store`.
     """
     found = []
     for name in sorted(os.listdir(PACKAGE)):
-        if not name.endswith(".py") or name in ("store.py", "durable.py"):
+        if not name.endswith(".py") or name in ("store.py", "beside.py", "durable.py"):
             continue
         with open(os.path.join(PACKAGE, name), encoding="utf-8") as file:
             tree = ast.parse(file.read())
@@ -164,9 +168,9 @@ def everything(store):
     store.save_page("<html>", 7)
     store.publish('{"row": "C6"}\n')
     store.save_premises(b"{}")
-    store.make_copy(NAME, f"scx-enroll-{ID}-1.pem", b"leaf\n", place(mode=0o444))
-    store.swap(NAME, place(text=f"scx-enroll-{ID}-1.pem"))
-    store.set_marker(f"{SSL}/.omi_cert_marker", present=True)
+    store.beside.make_copy(NAME, f"scx-enroll-{ID}-1.pem", b"leaf\n", place(mode=0o444))
+    store.beside.swap(NAME, place(text=f"scx-enroll-{ID}-1.pem"))
+    store.beside.set_marker(f"{SSL}/.omi_cert_marker", present=True)
     store.prune()
 
 
@@ -224,10 +228,10 @@ def test_a_file_is_open_to_others_for_an_instant(store, tree, monkeypatch):
 @as_root
 def test_a_copy_belongs_to_somebody_the_agent_can_not_read_as(store, tree):
     """Owner, group and mode are those of the place that was recorded."""
-    store.make_copy(NAME, f"scx-enroll-{ID}-1.pem", b"leaf\n", place(uid=NOBODY, gid=NOBODY, mode=0o440))
+    store.beside.make_copy(NAME, f"scx-enroll-{ID}-1.pem", b"leaf\n", place(uid=NOBODY, gid=NOBODY, mode=0o440))
     found = os.lstat(tree / SSL[1:] / f"scx-enroll-{ID}-1.pem")
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (NOBODY, NOBODY, 0o440)
-    store.swap(NAME, place(kind="file", uid=NOBODY, gid=NOBODY, mode=0o400), b"own\n")
+    store.beside.swap(NAME, place(kind="file", uid=NOBODY, gid=NOBODY, mode=0o400), b"own\n")
     found = os.lstat(tree / NAME[1:])
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (NOBODY, NOBODY, 0o400)
 
@@ -266,13 +270,13 @@ REPLACED = ["write file", "fchmod file", "fsync file", "rename", "fsync folder"]
         (lambda s: s.save_budget(j.Budget()), REPLACED),
         (lambda s: s.save_original(b"x", "a" * 64), REPLACED),
         (lambda s: s.add_generation(Generation(ID, b"x", b"y", j.Origin())), ["mkdir", *REPLACED * 3, "rename", "fsync folder"]),
-        (lambda s: s.make_copy(NAME, "c.pem", b"x", place()),
+        (lambda s: s.beside.make_copy(NAME, "c.pem", b"x", place()),
          ["write file", "fchown file", "fchmod file", "fsync file", "link", "unlink", "fsync folder"]),
-        (lambda s: s.swap(NAME, place(text="x")), ["symlink", "rename", "fsync folder"]),
-        (lambda s: s.swap(NAME, place(kind="file"), b"x"),
+        (lambda s: s.beside.swap(NAME, place(text="x")), ["symlink", "rename", "fsync folder"]),
+        (lambda s: s.beside.swap(NAME, place(kind="file"), b"x"),
          ["write file", "fchown file", "fchmod file", "fsync file", "rename", "fsync folder"]),
-        (lambda s: s.set_marker(f"{SSL}/m", present=True), ["fchmod file", "fsync file", "rename", "fsync folder"]),
-        (lambda s: s.set_marker(f"{SSL}/m", present=False), ["unlink", "fsync folder"]),
+        (lambda s: s.beside.set_marker(f"{SSL}/m", present=True), ["fchmod file", "fsync file", "rename", "fsync folder"]),
+        (lambda s: s.beside.set_marker(f"{SSL}/m", present=False), ["unlink", "fsync folder"]),
     ],
     ids=["journal", "budget", "original", "generation", "copy", "link", "file", "marker", "no-marker"],
 )
@@ -301,7 +305,7 @@ def test_a_copy_never_replaces_a_file(store, tree):
     before = sorted(os.listdir(tree / SSL[1:]))
     for name in ("c.pem", "d.pem"):
         with pytest.raises(HostError, match="File exists"):
-            store.make_copy(NAME, name, b"x", place())
+            store.beside.make_copy(NAME, name, b"x", place())
     assert (tree / SSL[1:] / "c.pem").read_bytes() == b"of a stranger"
     assert os.readlink(tree / SSL[1:] / "d.pem") == "/etc/shadow"
     assert sorted(os.listdir(tree / SSL[1:])) == before
@@ -310,18 +314,18 @@ def test_a_copy_never_replaces_a_file(store, tree):
 def test_a_copy_gets_a_name_that_was_never_taken(store, tree):
     """Numbers go up past every one that exists, also a dangling link; other generations don't count."""
     ssl = tree / SSL[1:]
-    assert store.free_copy(NAME, ID) == f"scx-enroll-{ID}-1.pem"
+    assert store.beside.free_copy(NAME, ID) == f"scx-enroll-{ID}-1.pem"
     (ssl / f"scx-enroll-{ID}-9.pem").symlink_to("nowhere")
     (ssl / f"scx-enroll-{ID}-3.pem").write_bytes(b"")
     (ssl / f"scx-enroll-{'f' * 16}-77.pem").write_bytes(b"")
     (ssl / f"scx-enroll-{ID}-88.pem.bak").write_bytes(b"")
-    assert store.free_copy(NAME, ID) == f"scx-enroll-{ID}-10.pem"
+    assert store.beside.free_copy(NAME, ID) == f"scx-enroll-{ID}-10.pem"
 
 
 def test_the_name_is_absent_for_an_instant(store, tree):
     """The agent's packages overwrite the key when the name dangles or is gone: at no instant of 500 swaps it is."""
     for name in ("a", "b"):
-        store.make_copy(NAME, name, b"leaf\n", place())
+        store.beside.make_copy(NAME, name, b"leaf\n", place())
     path, stop, missing, looked = str(tree / NAME[1:]), threading.Event(), [], [0]
 
     def look():
@@ -337,9 +341,9 @@ def test_the_name_is_absent_for_an_instant(store, tree):
     try:
         for turn in range(500):
             if turn % 5 == 4:
-                store.swap(NAME, place(kind="file"), b"leaf\n")
+                store.beside.swap(NAME, place(kind="file"), b"leaf\n")
             else:
-                store.swap(NAME, place(text="ab"[turn % 2]))
+                store.beside.swap(NAME, place(text="ab"[turn % 2]))
     finally:
         stop.set()
         thread.join()
@@ -349,7 +353,7 @@ def test_the_name_is_absent_for_an_instant(store, tree):
 
 def test_a_swap_writes_through_the_link(store, tree):
     """What the link led to is somebody else's file and stays as it was."""
-    store.swap(NAME, place(kind="file"), b"new\n")
+    store.beside.swap(NAME, place(kind="file"), b"new\n")
     assert (tree / SSL[1:] / "omi-host-h.pem").read_bytes() == b"own\n"
     assert (tree / NAME[1:]).read_bytes() == b"new\n"
     assert not (tree / NAME[1:]).is_symlink()
@@ -365,14 +369,14 @@ CHANGES = {
     "save_page": lambda s: s.save_page("<html>", 8),
     "save_premises": lambda s: s.save_premises(b"{}"),
     "publish": lambda s: s.publish('{"new": 1}\n'),
-    "make_copy": lambda s: s.make_copy(NAME, s.free_copy(NAME, ID), b"x", place()),
-    "swap": lambda s: s.swap(NAME, place(text="omi-host-h.pem")),
-    "swap_file": lambda s: s.swap(NAME, place(kind="file"), b"own\n"),
-    "set_marker": lambda s: s.set_marker(f"{SSL}/.omi_cert_marker", present=True),
-    "no_marker": lambda s: s.set_marker(f"{SSL}/.omi_cert_marker", present=False),
+    "make_copy": lambda s: s.beside.make_copy(NAME, s.beside.free_copy(NAME, ID), b"x", place()),
+    "swap": lambda s: s.beside.swap(NAME, place(text="omi-host-h.pem")),
+    "swap_file": lambda s: s.beside.swap(NAME, place(kind="file"), b"own\n"),
+    "set_marker": lambda s: s.beside.set_marker(f"{SSL}/.omi_cert_marker", present=True),
+    "no_marker": lambda s: s.beside.set_marker(f"{SSL}/.omi_cert_marker", present=False),
     "prune": lambda s: s.prune(),
-    "sweep": lambda s: s.sweep(NAME, ()),
-    "check_folder": lambda s: s.check_folder(NAME),
+    "sweep": lambda s: s.beside.sweep(NAME, ()),
+    "check_folder": lambda s: s.beside.check_folder(NAME),
 }
 FAULTS = ["write", "fsync", "rename", "link", "symlink", "mkdir", "unlink", "rmdir", "open", "fchmod", "fchown", "listdir"]
 
@@ -479,7 +483,7 @@ def test_a_full_disk_is_noticed_before_anything_is_sent(store, monkeypatch):
         return os.statvfs_result((*free[:4], 10, *free[5:]))
 
     monkeypatch.setattr(os, "fstatvfs", full)
-    for check in (store.check_state, lambda: store.check_folder(NAME)):
+    for check in (store.check_state, lambda: store.beside.check_folder(NAME)):
         with pytest.raises(HostError, match="No space left") as caught:
             check()
         assert "free some space" in caught.value.hint
@@ -488,7 +492,7 @@ def test_a_full_disk_is_noticed_before_anything_is_sent(store, monkeypatch):
 def test_a_preflight_that_leaves_something_behind(store, tree):
     """The file that was tried is removed again."""
     before = sorted(os.listdir(tree / SSL[1:])), sorted(os.listdir(tree / STATE[1:]))
-    store.check_folder(NAME)
+    store.beside.check_folder(NAME)
     store.check_state()
     assert (sorted(os.listdir(tree / SSL[1:])), sorted(os.listdir(tree / STATE[1:]))) == before
 
@@ -542,7 +546,7 @@ def test_temporaries_of_a_killed_run_stay_for_ever(tree):
     (tree / SSL[1:] / f"{stores.TEMPORARY}cc").symlink_to("x")
     store = Store(Root(str(tree)))
     with store.lock(0, silent):
-        store.sweep(NAME, ())
+        store.beside.sweep(NAME, ())
     left = [name for folder in os.walk(tree) for name in (*folder[1], *folder[2]) if name.startswith(stores.TEMPORARY)]
     assert left == []
 
@@ -677,7 +681,7 @@ def test_a_folder_planted_under_a_name_of_ours_stops_every_run(store, tree, name
     """The agent's account may make folders beside its certificate: `sweep` passes over one, it is none of our copies."""
     (tree / SSL[1:] / name).mkdir()
     (tree / SSL[1:] / f"scx-enroll-{'b' * 16}-1.pem").write_bytes(b"")
-    store.sweep(NAME, ())
+    store.beside.sweep(NAME, ())
     assert (tree / SSL[1:] / name).is_dir()
     assert not (tree / SSL[1:] / f"scx-enroll-{'b' * 16}-1.pem").exists()
 
@@ -854,9 +858,9 @@ def test_sweep_removes_a_copy_that_is_in_use(store, tree):
     copies = [f"scx-enroll-{ID}-{number}.pem" for number in range(1, 6)]
     for copy in copies:
         (ssl / copy).write_bytes(b"leaf\n")
-    store.swap(NAME, place(text=copies[0]))
+    store.beside.swap(NAME, place(text=copies[0]))
     (ssl / "other.pem").symlink_to(f"{SSL}/{copies[1]}")
-    store.sweep(NAME, (copies[2],))
+    store.beside.sweep(NAME, (copies[2],))
     assert [copy for copy in copies if (ssl / copy).exists()] == copies[:3]
 
 
@@ -871,7 +875,7 @@ def test_sweep_removes_a_copy_that_is_in_use(store, tree):
 def test_sweep_removes_a_file_of_a_stranger(store, tree, name):
     """Only names that this program makes are its own."""
     (tree / SSL[1:] / name).write_bytes(b"a stranger's")
-    store.sweep(NAME, ())
+    store.beside.sweep(NAME, ())
     assert (tree / SSL[1:] / name).read_bytes() == b"a stranger's"
 
 
@@ -879,7 +883,7 @@ def test_the_marker_goes_and_comes_back(store, tree):
     """Removing one that is not there, and making one that is, change nothing."""
     marker = f"{SSL}/.omi_cert_marker"
     for present in (False, True, True, False, False):
-        store.set_marker(marker, present=present)
+        store.beside.set_marker(marker, present=present)
         assert beneath(tree, marker).exists() is present
 
 
