@@ -288,7 +288,7 @@ CAUSES = {
     "/etc/scx-enroll/password is open": lambda site: (site.etc / "password").chmod(0o644),
     "the CA certificate of": lambda site: shutil.copy(site.ca.server_trust, site.etc / "ca.pem"),
     "no agent was found": lambda site: os.unlink(site.host.path("/opt/omi/bin/omiserver")),
-    "/etc/opt/omi/conf/omiserver.conf": lambda site: site.host._file(site.host.conf, "httpsport=0\n"),
+    "/etc/opt/omi/conf/omiserver.conf": lambda site: site.host.make_file(site.host.conf, "httpsport=0\n"),
     "the agent's files changed": _unsettled,
     "the agent does not answer": lambda site: site.host.kill(),
     "ca01.corp.example refused the connection": lambda site: site.ca.stop(),

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 
 from tests.lab import selfsigned, standin
-from tests.lab.agent import LAYOUTS, LabHost, fingerprint
+from tests.lab.agent import RUNNABLE, LabHost, fingerprint, served_leaf
 from tests.lab.authority import pkcs7
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -56,7 +56,7 @@ def gone(host, seconds=3.0):
 # the tree
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", RUNNABLE)
 def test_each_layout_starts_serves_its_leaf_and_stops(tmp_path, layout):
     """All layouts have the same habits, in other places."""
     with LabHost(tmp_path, layout, key=EC) as host:
@@ -70,6 +70,34 @@ def test_each_layout_starts_serves_its_leaf_and_stops(tmp_path, layout):
         assert not os.path.exists(host.path(host.place.pid))
         assert host.run(host.scxadmin, "-status").returncode == 1
         assert host.log == ""
+
+
+def test_a_dangling_certificate_starts_nothing(tmp_path):
+    """The key is sound and the host pem is there: the link leads elsewhere."""
+    with LabHost(tmp_path, "omi-dangling", key=EC) as host:
+        assert not host.start()
+        assert os.path.lexists(host.path(host.certificate))
+        assert "EventId=20029" in host.log
+
+
+def test_an_agent_of_two_ports_serves_both(tmp_path):
+    """The same pair at each of them."""
+    with LabHost(tmp_path, "omi-ports", key=EC) as host:
+        assert len(set(host.ports)) == 2
+        assert host.start()
+        assert {served_leaf(port) for port in host.ports} == {host.leaf()}
+
+
+@pytest.mark.parametrize(("layout", "pair"), [("omi-moved", "/etc/pki/scom /etc/pki/scom"), ("omi-apart", "/etc/pki/scom /etc/pki/private")])
+def test_a_moved_pair_leaves_the_packages_own_where_it_was(tmp_path, layout, pair):
+    """The packages' scripts work on theirs, and so does SCOM: the agent serves the other one."""
+    with LabHost(tmp_path, layout, key=EC) as host:
+        assert f"{os.path.dirname(host.certificate)} {os.path.dirname(host.key)}" == pair
+        assert host.resolve("/etc/opt/microsoft/scx/ssl/scx.pem") == host.path("/etc/opt/omi/ssl/omi-host-host1.pem")
+        host.start()
+        assert host.served() == host.leaf()
+        host.scom_sign()
+        assert host.served() == host.leaf()
 
 
 def test_links_and_modes_are_the_packages(host):

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime as dt
 import hashlib
 import json
 import os
@@ -38,20 +37,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Union
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-from . import selfsigned, standin
+from . import packagescripts, selfsigned, standin
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-LAYOUTS = ("omi", "classic-omi", "omi-regular", "pegasus")
+LAYOUTS = tuple(standin.PLACES)
+RUNNABLE = tuple(name for name in LAYOUTS if name != "omi-dangling")
 OMI_ACCOUNT = (990, 990)  # uid and gid of `omi` in the tree's own passwd, when the lab runs as root
 TOOLS = "/opt/microsoft/scx/bin/tools"
-SSL_FOLDERS = ("/etc/opt/omi/ssl", "/etc/opt/microsoft/scx/ssl")
+OMI_SSL = "/etc/opt/omi/ssl"
+SCX_SSL = "/etc/opt/microsoft/scx/ssl"
+SSL_FOLDERS = (OMI_SSL, SCX_SSL, "/etc/opt/omi/certs", "/etc/pki/scom", "/etc/pki/private")  # the last three of an admin's
 
 OMI_CONF = """# omiserver configuration file
 
@@ -63,7 +60,7 @@ httpport=0
 ##
 ## httpsport -- listening port for the binary protocol (default is 5986)
 ##
-httpsport=0,{port}
+httpsport={ports}
 
 ##
 ## loglevel -- set the loglevel for the OMI server
@@ -73,10 +70,15 @@ loglevel = WARNING
 #pemfile=/etc/opt/omi/ssl/omi.pem
 #keyfile=/etc/opt/omi/ssl/omikey.pem
 """
+MORE_CONF = {  # what an admin added
+    "omi-moved": "pemfile=/etc/pki/scom/agent.pem\nkeyfile=/etc/pki/scom/agent-key.pem\n",
+    "omi-apart": "pemfile=/etc/pki/scom/agent.pem\nkeyfile=/etc/pki/private/agent.key\n",
+    "omi-root": "nonroot=false\n",
+}
 
 CLASSIC_CONF = """# omiserver configuration file
 httpport=0
-httpsport={port}
+httpsport={ports}
 localstatedir=/var/opt/microsoft/scx
 providerdir=/opt/microsoft/scx/lib
 pemfile=/etc/opt/microsoft/scx/ssl/scx.pem
@@ -156,8 +158,11 @@ def served_leaf(port: int, timeout: float = 5.0, address: str = "127.0.0.1") -> 
 class LabHost:
     """The host's tree beneath `root`, and the means to run and to disturb its agent.
 
-    `layout`: "omi" (today's), "classic-omi" (scx 1.5), "omi-regular" (omi.pem a regular file with the package's marker, as a
-    fresh OMI or an OMI upgrade leaves it), "pegasus". `key`: as `selfsigned.make_key` takes it. `port` 0: a free one.
+    `layout`: "omi" (today's), "classic-omi" (scx 1.5), "pegasus", and of today's: "omi-regular" (omi.pem a regular file with the
+    package's marker, as a fresh OMI or an OMI upgrade leaves it), "omi-migrated" (omi.pem is the classic link, moved; its host pem
+    stayed), "omi-dangling" (a migration that linked to the wrong folder: this one does not start), "omi-moved" and "omi-apart" (the
+    conf puts the pair into another folder, or into two), "omi-relative" (an admin's relative link), "omi-ports" (two of them, `ports`),
+    "omi-root" (nonroot=false), "both" (OMI beside scx 1.5, as between the two halves of an upgrade). `key`: as `selfsigned.make_key` takes it. `port` 0: a free one.
     `account`: uid and gid of the agent's user; by default the caller's own, for root 990. `machine`: the root is /, of a machine that
     is for nothing else: its identity stays as it is, the account is a real one, and the server is a unit of its systemd.
     """
@@ -180,7 +185,7 @@ class LabHost:
         self.root = os.path.realpath(root).rstrip("/")
         if make and machine != (self.root == ""):
             raise ValueError("a machine's own agent stands at /, and no other does")
-        self._reservation = -1  # a bare descriptor: forgetting to close it must not be a warning in somebody's test
+        self._reservations: List[int] = []  # bare descriptors: forgetting to close them must not be a warning in somebody's test
         if not make:
             knobs = standin.load_knobs(self.root)
             self.layout, self.port, self.host, self.domain = (
@@ -191,6 +196,8 @@ class LabHost:
             )
             self.place = standin.PLACES[self.layout]
             self.account: Tuple[int, int] = tuple(knobs["account"])
+            self.ports: Tuple[int, ...] = tuple(knobs.get("ports", [self.port]))
+            self.machine = bool(knobs.get("machine"))
             return
         if layout not in LAYOUTS:
             raise ValueError(layout)
@@ -200,6 +207,7 @@ class LabHost:
         self.place = standin.PLACES[layout]
         self.machine = machine
         self.port = port or (1270 if machine else self._free_port())
+        self.ports = (self.port, self._free_port()) if layout == "omi-ports" else (self.port,)
         own = _system_account() if machine else OMI_ACCOUNT if os.geteuid() == 0 else (os.geteuid(), os.getegid())
         self.account = account or own
         self._lay_out(key, owned=owned and not machine)
@@ -219,9 +227,8 @@ class LabHost:
         if os.path.isdir(self.path("/lab")):
             self.knobs(owner=[0, "gone"])
             self.kill()
-        if self._reservation >= 0:
-            os.close(self._reservation)
-            self._reservation = -1
+        while self._reservations:
+            os.close(self._reservations.pop())
 
     # making the tree
 
@@ -243,7 +250,7 @@ class LabHost:
             except OSError:
                 mark.close()
                 continue
-            self._reservation = mark.detach()
+            self._reservations.append(mark.detach())
             return port
         message = "no free port"
         raise OSError(message)
@@ -253,12 +260,13 @@ class LabHost:
         os.makedirs(self.root or "/", mode=0o755, exist_ok=True)
         if not self.machine:
             self._identify()
-        for folder in (place.pid, place.log, place.certificate, "/etc/opt/microsoft/scx/ssl/scx.pem", "/lab/x", "/run/x", "/tmp/x"):
+        for folder in (place.certificate, f"{SCX_SSL}/x", "/lab/x", "/run/x", "/tmp/x"):
             os.makedirs(os.path.dirname(self.path(folder)), mode=0o755, exist_ok=True)
         start = standin.start_time(os.getpid())
         knobs: Dict[str, Any] = {
             "layout": self.layout,
             "port": self.port,
+            "ports": list(self.ports),
             "host": self.host,
             "domain": self.domain,
             "account": list(self.account),
@@ -270,18 +278,15 @@ class LabHost:
         for source in (standin.__file__, selfsigned.__file__):
             shutil.copy(source, self.path("/lab/"))
         if place.conf:
-            conf = OMI_CONF if self.layout.startswith("omi") else CLASSIC_CONF
-            self._file(place.conf, conf.format(port=self.port), 0o444)
-            self._tool(f"{place.bin}/service_control", "service_control")
-        self._tool(f"{place.bin}/{place.server}", "omiserver")
-        self._tool(f"{TOOLS}/scxadmin", "scxadmin")
-        self._tool(f"{TOOLS}/scxsslconfig", "scxsslconfig")
-        os.makedirs(self.path("/usr/sbin"), exist_ok=True)
-        os.symlink(f"{TOOLS}/scxadmin", self.path("/usr/sbin/scxadmin"))
+            conf = OMI_CONF if self.is_omi else CLASSIC_CONF
+            listed = ",".join(map(str, (0, *self.ports) if self.is_omi else self.ports))
+            self.make_file(place.conf, conf.format(ports=listed) + MORE_CONF.get(self.layout, ""), 0o444)
+        self.put_programs()
+        self.put_scx_programs()
         self._make_pair(key)
         if self.machine:
             unit = standin.UNITS[self.layout]
-            self._file(f"/lib/systemd/system/{unit}.service", UNIT.format(place=place))
+            self.make_file(f"/lib/systemd/system/{unit}.service", UNIT.format(place=place))
             # a package does it after the unit is there, in an image as well as on a machine that runs
             if os.path.isdir("/run/systemd/system"):
                 subprocess.run(["systemctl", "daemon-reload"], check=True)
@@ -289,33 +294,75 @@ class LabHost:
 
     def _identify(self) -> None:
         """Make the tree one of a host with a name and accounts."""
-        self._file("/etc/passwd", f"root:x:0:0:root:/root:/bin/sh\nomi:x:{self.account[0]}:{self.account[1]}::/:/bin/false\n")
-        self._file("/etc/group", f"root:x:0:\nomi:x:{self.account[1]}:\n")
+        self.make_file("/etc/passwd", f"root:x:0:0:root:/root:/bin/sh\nomi:x:{self.account[0]}:{self.account[1]}::/:/bin/false\n")
+        self.make_file("/etc/group", f"root:x:0:\nomi:x:{self.account[1]}:\n")
         fqdn = f"{self.host}.{self.domain}" if self.domain else self.host
-        self._file("/etc/hostname", f"{self.host}\n")
-        self._file("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {fqdn} {self.host}\n")
-        self._file("/etc/resolv.conf", f"domain {self.domain}\n" if self.domain else "")
-        self._file("/etc/nsswitch.conf", "hosts: files dns\n")
-        self._file("/etc/machine-id", hashlib.sha256(self.root.encode()).hexdigest()[:32] + "\n", 0o444)
+        self.make_file("/etc/hostname", f"{self.host}\n")
+        self.make_file("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {fqdn} {self.host}\n")
+        self.make_file("/etc/resolv.conf", f"domain {self.domain}\n" if self.domain else "")
+        self.make_file("/etc/nsswitch.conf", "hosts: files dns\n")
+        self.make_file("/etc/machine-id", hashlib.sha256(self.root.encode()).hexdigest()[:32] + "\n", 0o444)
+
+    def put_programs(self) -> None:
+        """The programs of the server's package are there, and the folders that it works in."""
+        place = self.place
+        for path in (place.pid, place.log):
+            os.makedirs(os.path.dirname(self.path(path)), mode=0o755, exist_ok=True)
+        if place.conf:
+            self._tool(f"{place.bin}/service_control", "service_control")
+        self._tool(f"{place.bin}/{place.server}", "omiserver")
+
+    def put_scx_programs(self) -> None:
+        """The programs of scx are there."""
+        self._tool(f"{TOOLS}/scxadmin", "scxadmin")
+        self._tool(f"{TOOLS}/scxsslconfig", "scxsslconfig")
+        os.makedirs(self.path("/usr/sbin"), exist_ok=True)
+        name = self.path("/usr/sbin/scxadmin")
+        if not os.path.lexists(name):
+            os.symlink(f"{TOOLS}/scxadmin", name)
+
+    def become(self, layout: str) -> None:
+        """The host has another layout from now on: its tools and this object go by that one. No file of the agent changes."""
+        self.layout, self.place = layout, standin.PLACES[layout]
+        self.knobs(layout=layout)
 
     def _make_pair(self, kind: str) -> None:
+        if self.layout == "both":
+            classic = standin.PLACES["classic-omi"]
+            self.make_file(classic.conf, CLASSIC_CONF.format(ports=self.port), 0o444)
+            self._tool(f"{classic.bin}/{classic.server}", "omiserver")
+            self._put_pair(kind, classic.key, classic.certificate, f"{SCX_SSL}/scx-host-{self.host}.pem", account=None)
+        elif self.is_omi:
+            os.symlink(f"{OMI_SSL}/omi.pem", self.path(f"{SCX_SSL}/scx.pem"))
+        own, scx = f"{OMI_SSL}/omi-host-{self.host}.pem", f"{SCX_SSL}/scx-host-{self.host}.pem"
+        target, text = {
+            "omi-regular": ("", ""),
+            "both": ("", ""),
+            "omi-migrated": (scx, scx),
+            "omi-dangling": (own, f"{SCX_SSL}/omi-host-{self.host}.pem"),
+            "omi-relative": (f"/etc/opt/omi/certs/{self.host}.pem", f"../certs/{self.host}.pem"),
+        }.get(self.layout, (own, own) if self.is_omi else (scx, scx))
+        account = self.account if self.is_omi else None
+        self._put_pair(kind, self.place.key, self.place.certificate, target, text, account=account)
+        if not target:
+            self.make_file(f"{OMI_SSL}/.omi_cert_marker", "")
+        if self.layout in ("omi-moved", "omi-apart"):  # the package's pair stays where it is, unused
+            self._put_pair(kind, self.key, self.certificate, "/etc/pki/scom/issued.pem", "issued.pem", account=account)
+            text = "issued.pem"
+        self.knobs(link=text)
+
+    def _put_pair(
+        self, kind: str, key: str, name: str, target: str, text: str = "", *, account: Optional[Tuple[int, int]]
+    ) -> None:
+        """Make a pair: `name` a link with `text` (by default `target`) while the certificate is at `target`; "" for a regular file."""
         made = selfsigned.make_key(kind)
         certificate = selfsigned.make_certificate(made, self.host, self.domain)
-        place = self.place
-        account = self.account if self.layout.startswith("omi") else None
-        regular = self.layout == "omi-regular"
-        self._file(place.key, selfsigned.key_pem(made), 0o600 if regular else 0o400, account)
-        if regular:
-            self._file(place.certificate, certificate, 0o644)
-            self._file("/etc/opt/omi/ssl/.omi_cert_marker", "")
-        else:
-            kept = self.host_pem
-            self._file(kept, certificate, 0o444)
-            os.symlink(kept, self.path(place.certificate))
-        if self.layout.startswith("omi"):
-            os.symlink("/etc/opt/omi/ssl/omi.pem", self.path("/etc/opt/microsoft/scx/ssl/scx.pem"))
+        self.make_file(key, selfsigned.key_pem(made), 0o400 if target else 0o600, account)
+        self.make_file(target or name, certificate, 0o444 if target else 0o644)
+        if target:
+            os.symlink(text or target, self.path(name))
 
-    def _file(
+    def make_file(
         self, path: str, data: Union[str, bytes], mode: int = 0o644, account: Optional[Tuple[int, int]] = None
     ) -> None:
         """Write a file anew, never through a link."""
@@ -344,15 +391,21 @@ class LabHost:
             f"import {module}\n"
             f"sys.exit({module}.{name}(root, sys.argv[1:]))\n"
         )
-        self._file(path, interpreter + body, 0o755)
+        self.make_file(path, interpreter + body, 0o755)
 
     # looking
 
     @property
+    def is_omi(self) -> bool:
+        """Whether the server is today's OMI: its account is `omi`, its unit omid."""
+        return standin.UNITS[self.layout] == "omid"
+
+    @property
     def host_pem(self) -> str:
-        """The path beneath the root of the file that the agent's certificate link points to in a fresh tree."""
-        stem = "omi" if self.layout.startswith("omi") else "scx"
-        return f"{os.path.dirname(self.place.certificate)}/{stem}-host-{self.host}.pem"
+        """What the agent's certificate link says in a fresh tree: the host pem's path, or an admin's text."""
+        stem = "omi" if self.is_omi else "scx"
+        text: str = standin.load_knobs(self.root).get("link", "")
+        return text or f"{os.path.dirname(self.place.certificate)}/{stem}-host-{self.host}.pem"
 
     @property
     def fqdn(self) -> str:
@@ -361,13 +414,27 @@ class LabHost:
 
     @property
     def certificate(self) -> str:
-        """The path beneath the root of the name that the server reads the certificate by."""
-        return self.place.certificate
+        """The path beneath the root of the name that the server reads the certificate by: where the conf says, if it reads."""
+        settings = self._read()
+        return settings.certificate if settings else self.place.certificate
 
     @property
     def key(self) -> str:
-        """The path beneath the root of the key."""
-        return self.place.key
+        """The path beneath the root of the key, likewise."""
+        settings = self._read()
+        return settings.key if settings else self.place.key
+
+    @property
+    def listed(self) -> Tuple[int, ...]:
+        """The ports that the conf lists."""
+        settings = self._read()
+        return settings.ports if settings else ()
+
+    def _read(self) -> Optional[standin.Settings]:
+        try:
+            return standin.read_settings(self.root, self.place, standin.load_knobs(self.root))
+        except (OSError, standin.ConfError):
+            return None
 
     @property
     def conf(self) -> str:
@@ -492,7 +559,7 @@ class LabHost:
     def stop(self, timeout: float = 5.0) -> None:
         """Stop the agent on purpose, by scxadmin, and wait until it is gone: no pid file is left."""
         self.run(self.scxadmin, "-stop")
-        self._gone(timeout)
+        self.wait_gone(timeout)
 
     def restart(self) -> bool:
         """Restart by scxadmin and wait until the port answers."""
@@ -509,9 +576,10 @@ class LabHost:
         if pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            self._gone(5.0)
+            self.wait_gone(5.0)
 
-    def _gone(self, timeout: float) -> None:
+    def wait_gone(self, timeout: float = 5.0) -> None:
+        """Wait until no server runs."""
         deadline = time.monotonic() + timeout
         while self.pid and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -584,51 +652,29 @@ class LabHost:
         self.relink(self.host_pem)
 
     def scxsslconfig_f(self) -> None:
-        """Make a new pair by `scxsslconfig -f`: the key in place, the link anew. The agent goes on serving the old one."""
-        done = self.run(f"{TOOLS}/scxsslconfig", "-f")
-        if done.returncode:
-            raise RuntimeError(done.stdout)
+        """Make a new pair by `scxsslconfig -f`. The agent goes on serving the old one."""
+        if packagescripts.scxsslconfig(self, "-f"):
+            raise RuntimeError("scxsslconfig failed")
 
     def scom_sign(self, *, restart: bool = True, public_key: Any = None) -> bytes:
-        """Sign as a Management Server does: its certificate is copied onto scx.pem, through the links; then a restart.
+        """Sign as a Management Server does, and restart; returns the DER. See `packagescripts.scom_sign`."""
+        signed = packagescripts.scom_sign(self, public_key=public_key, restart=restart)
+        if signed is None:
+            raise FileNotFoundError(2, "it leads nowhere", packagescripts.SCX_PEM)
+        return signed
 
-        `public_key`: another than the one in the present certificate, as with a signature that comes too late. Returns the DER.
-        """
-        key = public_key or self._public_key()
-        now = dt.datetime.now(dt.timezone.utc).replace(microsecond=0)
-        signer = ec.generate_private_key(ec.SECP256R1())
-        issuer = x509.Name(
-            [
-                x509.NameAttribute(NameOID.COMMON_NAME, "SCX-Certificate"),
-                x509.NameAttribute(NameOID.TITLE, "SCX55a3b1c2-0000-4000-8000-000000000001"),
-                x509.NameAttribute(NameOID.DOMAIN_COMPONENT, "ms01"),
-            ]
-        )
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(selfsigned.agent_name(self.host, self.domain))
-            .issuer_name(issuer)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=3650))
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .sign(signer, hashes.SHA256())
-        )
-        der = certificate.public_bytes(serialization.Encoding.DER)
-        self.write_through("/etc/opt/microsoft/scx/ssl/scx.pem", selfsigned.armour(der))
-        if restart:
-            self.restart()
-        return der
+    def omi_upgrade(self, kind: str = "rsa:3072", *, restart: bool = True) -> None:
+        """Lose the pair to an upgrade of OMI that distrusts it, whatever it is."""
+        packagescripts.omi_install(self, kind=kind, distrusted=True, restart=restart)
 
-    def _public_key(self) -> Any:
-        secret = self.read(self.key)
-        return serialization.load_pem_private_key(secret, password=None).public_key()
+    def scx_upgrade(self, *, restart: bool = True) -> None:
+        """Upgrade scx, as an rpm."""
+        packagescripts.scx_install(self, restart=restart)
 
-    def write_through(self, path: str, data: bytes) -> None:
-        """Write onto a name as `cp` does: through its links into the file behind, in place, the mode kept."""
+    def write_through(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        """Write onto a name as a shell does: through its links into the file behind, in place, its mode kept; `mode`: of a new one."""
         real = self.resolve(path)
-        mode = os.stat(real).st_mode & 0o7777 if os.path.exists(real) else 0o644
+        mode = os.stat(real).st_mode & 0o7777 if os.path.exists(real) else mode
         with contextlib.suppress(FileNotFoundError):
             os.chmod(real, mode | 0o200)
         Path(real).write_bytes(data)
@@ -644,37 +690,6 @@ class LabHost:
         """Return (certificate, key), PEM, of a fresh self-signed pair for this host; nothing is written."""
         made = selfsigned.make_key(kind)
         return selfsigned.make_certificate(made, self.host, self.domain), selfsigned.key_pem(made)
-
-    def omi_upgrade(self, kind: str = "rsa:3072", *, restart: bool = True) -> None:
-        """Upgrade OMI where it distrusts the pair: ssl/* deleted, a new key, a self-signed regular omi.pem, the marker."""
-        folder = self.path("/etc/opt/omi/ssl")
-        for name in os.listdir(folder):
-            if not name.startswith("."):
-                full = os.path.join(folder, name)
-                shutil.rmtree(full) if os.path.isdir(full) and not os.path.islink(full) else os.unlink(full)
-        certificate, key = self.new_pair(kind)
-        self._file("/etc/opt/omi/ssl/omikey.pem", key, 0o600, self.account)
-        self._file("/etc/opt/omi/ssl/omi.pem", certificate, 0o644)
-        self._file("/etc/opt/omi/ssl/.omi_cert_marker", "")
-        if restart:
-            self.restart()
-
-    def scx_upgrade(self, *, restart: bool = True) -> None:
-        """Upgrade scx: with the marker a new pair, link, no marker; without it scx.pem is moved to scx.pem_backup and relinked."""
-        marker = self.path("/etc/opt/omi/ssl/.omi_cert_marker")
-        name = self.path("/etc/opt/microsoft/scx/ssl/scx.pem")
-        if os.path.exists(marker):
-            for path in (self.key, self.certificate):
-                os.replace(self.path(path), self.path(path) + "_temp")
-            self.scxsslconfig_f()
-            for path in (self.key, self.certificate, "/etc/opt/omi/ssl/.omi_cert_marker"):
-                leftover = self.path(path) + ("_temp" if path.endswith(".pem") else "")
-                os.unlink(leftover)
-        if os.path.lexists(name):
-            os.replace(name, name + "_backup")
-        os.symlink("/etc/opt/omi/ssl/omi.pem", name)
-        if restart:
-            self.restart()
 
 
 def _system_account() -> Tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import sys
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -120,14 +120,20 @@ def _size(der: bytes) -> int:
     return sum(_head(der))
 
 
-def scxsslconfig(root: str, arguments: List[str]) -> int:
+def _step(_done: str) -> None:
+    pass
+
+
+def scxsslconfig(root: str, arguments: List[str], between: Callable[[str], None] = _step) -> int:
     """Run `scxsslconfig [-f] [-g DIR] [-h HOST] [-d DOMAIN] [-b BITS] [-v]` (section 6): nothing is made over an existing key.
 
     With -f the key is written in place, through a link where there is one, and the link to the certificate is made anew.
+    `between` is told of each step that is done.
     """
+    import importlib
     import json
 
-    import standin  # type: ignore[import-not-found,unused-ignore]  # its copy in the tree
+    standin: Any = importlib.import_module(f"{__package__}.standin" if __package__ else "standin")  # or its copy in the tree
 
     with open(root + "/lab/knobs.json", encoding="utf-8") as file:
         knobs = json.load(file)
@@ -152,7 +158,7 @@ def scxsslconfig(root: str, arguments: List[str]) -> int:
     if knobs.get("sslconfig_fails"):
         print("scxsslconfig: unable to generate the certificate", file=sys.stderr)
         return 3
-    account = knobs.get("account") if place.layout.startswith("omi") else None
+    account = knobs.get("account") if standin.UNITS[place.layout] == "omid" else None
     certificate, key = place.certificate, place.key
     if folder:
         certificate, key = (f"{folder}/{path.rpartition('/')[2]}" for path in (certificate, key))
@@ -163,13 +169,18 @@ def scxsslconfig(root: str, arguments: List[str]) -> int:
         return 0
     made = make_key(kind)
     _write(key_real, key_pem(made), 0o400)
+    between("the key is written")
     _own(key_real, account)
+    between("the key has its owner")
     kept = f"{certificate.rpartition('/')[0]}/{certificate.rpartition('/')[2][:-4]}-host-{host}.pem"
     _write(standin.host_path(root, kept), make_certificate(made, host, domain), 0o444)
+    between("the host pem is written")
     name = root + certificate
     if os.path.lexists(name):
         os.unlink(name)
+        between("the certificate's name is removed")
     os.symlink(kept, name)
+    between("the certificate's name is a link")
     print('Generated certificate with hostname="{}", domainname="{}"'.format(host, domain))  # noqa: UP032 - many quotes
     return 0
 

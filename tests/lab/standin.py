@@ -93,8 +93,11 @@ PLACES = {
         1270,
     ),
 }
-PLACES["omi-regular"] = PLACES["omi"]._replace(layout="omi-regular")
-UNITS = {"omi": "omid", "omi-regular": "omid", "classic-omi": "scx-cimd", "pegasus": "scx-cimd"}
+OMI_SHAPES = (
+    "omi-regular", "omi-migrated", "omi-dangling", "omi-moved", "omi-apart", "omi-relative", "omi-ports", "omi-root", "both",
+)  # the same programs and names; files and conf differ
+PLACES.update({name: PLACES["omi"]._replace(layout=name) for name in OMI_SHAPES})
+UNITS = {name: "omid" if place.bin == PLACES["omi"].bin else "scx-cimd" for name, place in PLACES.items()}
 
 
 class Refused(Exception):
@@ -277,7 +280,7 @@ def read_settings(root: str, place: Place, knobs: Dict[str, Any]) -> Settings:
         return Settings(place.certificate, place.key, (int(knobs.get("port", place.port)),), None)
     with open(host_path(root, place.conf), "rb") as file:
         conf = parse_conf(file.read(MAX_CONF_BYTES))
-    nonroot = place.layout.startswith("omi") and conf.get("nonroot", "true").lower() in ("true", "1", "yes")
+    nonroot = place.bin == PLACES["omi"].bin and conf.get("nonroot", "true").lower() in ("true", "1", "yes")
     account = knobs.get("account")
     run = place.pid.rpartition("/")[0]
 
