@@ -4,12 +4,13 @@ That we stop the agent is in the journal before the command that does it, so tha
 for one that was stopped on purpose.
 """
 
+import time
 from dataclasses import dataclass, replace
 from typing import Callable, Optional, Tuple
 
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
-from scx_enroll import service, systemd
+from scx_enroll import service, systemd, unit
 from scx_enroll.agent import Agent
 from scx_enroll.errors import AgentNotReady
 from scx_enroll.rootfs import Root
@@ -42,8 +43,8 @@ def settle_command(site: Site) -> None:
     """Wait until the control command that an earlier run started has ended."""
     journal = site.store.journal
     command = journal.installation
-    unit = bool(command.pid or journal.restarting) and systemd.manages(site.root.path)
-    service.await_end(command.pid, command.pid_start, site.patience, site.waiting, unit=unit)
+    apart = bool(command.pid or journal.restarting) and systemd.manages(site.root.path)
+    service.await_end(command.pid, command.pid_start, site.patience, site.waiting, unit=apart)
 
 
 def come_back(site: Site, agent: Agent, leaf: str, *, stopped: bool) -> service.Served:
@@ -96,40 +97,86 @@ def within_budget(site: Site, needed: int) -> j.Budget:
     return site.store.budget.kept(now)
 
 
-def _control(site: Site, agent: Agent, word: str, leaf: str) -> str:
-    """Run scxadmin, within the budget.
-
-    That we stop the agent is in the journal before, so that it is never taken for somebody's purpose; the command's
-    process is there while it runs.
-    """
+def _spend(site: Site, leaf: str) -> None:
+    """Count a restart. That we stop the agent is in the journal before, so that it is never taken for somebody's purpose."""
     budget = within_budget(site, 1)
     site.store.save_budget(replace(budget, restarts=(*budget.restarts, site.clock())))
     site.store.update(restarting=leaf)
 
+
+def _call(site: Site, *command: str) -> str:
+    """Run one of the agent's tools; its process is in the journal while it runs."""
+
     def note(pid: int, started: int) -> None:
         site.store.update(installation=replace(site.store.journal.installation, pid=pid, pid_start=started))
 
-    site.waiting(f"waiting for {agent.scxadmin} {word}")
-    said = service.control(site.root, (agent.scxadmin, word), site.patience, note)
+    site.waiting(f"waiting for {' '.join(command)}")
+    said = service.control(site.root, command, site.patience, note)
     note(0, 0)
     return said
+
+
+def _control(site: Site, agent: Agent, word: str, leaf: str) -> str:
+    """Run scxadmin, within the budget, and whatever systemd's own limit of starts (five in ten seconds, its own included) says."""
+    _spend(site, leaf)
+    if systemd.manages(site.root.path):
+        systemd.forget_failures(agent.unit)
+    return _call(site, agent.scxadmin, word)
+
+
+def _has_room(site: Site, needed: int) -> bool:
+    now = site.clock()
+    return site.store.budget.current(now).restarts_until(needed) <= now
 
 
 def _bring_up(site: Site, agent: Agent, leaf: str, *, reserve: int) -> Tuple[service.Served, str]:
     """Restart, and start once more where nothing runs then; returns what is served, and what scxadmin said.
 
-    `reserve`: restarts that must stay in the budget for the way back.
+    A server that a restart does not reach is ended by its own command, and the service started. `reserve`: restarts that must stay in
+    the budget for the way back. Raises AgentNotReady for such a server that could not be ended.
     """
-    before = _instance(site, agent)
+    before, stray = _instance(site, agent), unit.outside(site.root, agent)
+    if stray:
+        return _replace(site, agent, leaf, stray)
     said = _control(site, agent, "-restart", leaf)
     seen = _await(site, agent, leaf, before)
-    now = site.clock()
+    if seen.leaf != leaf and before[0] and _instance(site, agent) == before and agents.process(site.root, agent) == "running":
+        if not _has_room(site, 1 + reserve):
+            end = f"{agent.server} -s"
+            message = f"{agents.SERVER}, process {before[0]}, goes on through a restart ({end} ends it)"
+            raise AgentNotReady(message, _by_hand(agent, before[0], end))
+        return _replace(site, agent, leaf, before[0])
     stopped = not seen.listening and agents.process(site.root, agent) == "stopped"
-    if stopped and site.store.budget.current(now).restarts_until(1 + reserve) <= now:
+    if stopped and _has_room(site, 1 + reserve):
         # A slow stop makes the agent's own restart end with nothing running; one that died on the pair left a pid file.
         said = _control(site, agent, "-start", leaf)
         seen = _await(site, agent, leaf, (0, 0))
     return seen, said
+
+
+def _by_hand(agent: Agent, pid: int, end: str) -> str:
+    return f"see whose it is (ps -fp {pid}), end it ({end}) and start the service: {agent.scxadmin} -start"
+
+
+def _replace(site: Site, agent: Agent, leaf: str, pid: int) -> Tuple[service.Served, str]:
+    """End a server that no restart reaches, wait until it is gone, and start the service; one start in the budget."""
+    if not unit.is_server(pid):
+        hint = f"see what that is (ps -fp {pid}), and who listens on port {agent.port} (ss -ltnp); remove the file where it is a leftover"
+        raise AgentNotReady(f"a restart changed nothing: {agent.pid_file} names process {pid}, which is not {agents.SERVER}", hint)
+    service.check_tool(site.root, agent.server)
+    _spend(site, leaf)
+    before = _instance(site, agent)
+    said = _call(site, agent.server, "-s")
+    end = time.monotonic() + site.patience.listener_s
+    while _instance(site, agent) == before and agents.process(site.root, agent) == "running":
+        if time.monotonic() >= end:
+            raise AgentNotReady(f"{agents.SERVER}, process {pid}, does not end ({said})", _by_hand(agent, pid, f"kill {pid}"))
+        site.waiting(f"waiting for process {pid} to end")
+        time.sleep(site.patience.poll_s)
+    if systemd.manages(site.root.path):
+        systemd.forget_failures(agent.unit)
+    said = _call(site, agent.scxadmin, "-start")
+    return _await(site, agent, leaf, (0, 0)), said
 
 
 def prove(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
@@ -139,14 +186,16 @@ def prove(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
     seen, said = _bring_up(site, agent, leaf, reserve=reserve)
     if seen.leaf != leaf:
         found = f"it serves {seen.leaf[:16]}" if seen.leaf else seen.problem
-        raise AgentNotReady(f"the agent does not serve {leaf[:16]}: {found} ({said})", f"see {agent.log}")
+        told = "; ".join(filter(None, (said, unit.said(site.root, agent))))
+        raise AgentNotReady(f"the agent does not serve {leaf[:16]}: {found} ({told})", f"see {agent.log}")
 
 
 def restart(site: Site, agent: Agent, leaf: str) -> None:
     """Restart the agent, whose files are as they should be, and prove that it serves `leaf`. Raises AgentNotReady."""
     leave_packagers_alone(site)
     prove(site, agent, leaf, reserve=0)
-    site.store.update(proven=True, restarting="")
+    installed = site.store.journal.installed
+    site.store.update(proven=installed is not None and installed.leaf == leaf, restarting="")
 
 
 def make_key(site: Site, agent: Agent) -> Tuple[str, Optional[bytes]]:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
+from scx_enroll import systemd
 from scx_enroll.errors import AgentNotReady
 from scx_enroll.rootfs import Entry, Root
 
@@ -40,6 +41,8 @@ class Agent:
     log: str
     scxadmin: str
     scxsslconfig: str
+    server: str = ""  # its program, by which it is ended and told to read its pair again; "" where that is not known
+    unit: str = ""  # what it is called as a service
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class _Layout:
     state: str  # where run/ and log/ are
     nonroot: str
     marker: str
+    unit: str
 
 
 _LAYOUTS: Mapping[str, _Layout] = {
@@ -73,6 +77,7 @@ _LAYOUTS: Mapping[str, _Layout] = {
         state="/var/opt/omi",
         nonroot="true",
         marker="/etc/opt/omi/ssl/.omi_cert_marker",
+        unit="omid",
     ),
     "classic-omi": _Layout(
         server="/opt/microsoft/scx/bin/omiserver",
@@ -82,6 +87,7 @@ _LAYOUTS: Mapping[str, _Layout] = {
         state="/var/opt/microsoft/scx",
         nonroot="false",
         marker="",
+        unit="scx-cimd",
     ),
 }
 
@@ -222,6 +228,8 @@ def _omi(root: Root, name: str, port: int) -> Agent:
         log=path("logfile", f"{known.state}/log/omiserver.log"),
         scxadmin=f"{_TOOLS}/scxadmin",
         scxsslconfig=f"{_TOOLS}/scxsslconfig",
+        server=known.server,
+        unit=known.unit,
     )
 
 
@@ -239,6 +247,7 @@ def _pegasus(port: int) -> Agent:
         log="",
         scxadmin=f"{_TOOLS}/scxadmin",
         scxsslconfig=f"{_TOOLS}/scxsslconfig",
+        unit="scx-cimd",
     )
 
 
@@ -267,9 +276,10 @@ def pid(root: Root, agent: Agent) -> int:
 
 
 def process(root: Root, agent: Agent) -> str:
-    """Return "running", "stopped" (no pid file: on purpose) or "died" (a pid file, but no such process).
+    """Return "running", "stopped" (no pid file: on purpose) or "died" (a pid file, but no such process; or its unit says so).
 
-    In a tree that isn't live nothing runs. Pegasus leaves no pid file we know of: "running", and the port must tell.
+    In a tree that isn't live nothing runs. Pegasus leaves no pid file we know of: "running", and the port must tell. systemd removes
+    the pid file of a service that failed; while it is about to start that again, it is down all the same.
     """
     if not root.live:
         return "stopped"
@@ -277,8 +287,16 @@ def process(root: Root, agent: Agent) -> str:
         return "running"
     pid = _contents(root, agent.pid_file, MAX_PID_BYTES)
     if pid is None:
-        return "stopped"
+        return "died" if _state(root, agent) in ("failed", "activating") else "stopped"
     return "running" if _is_running(pid) else "died"
+
+
+def _state(root: Root, agent: Agent) -> str:
+    """Return the state of the agent's unit, "" where systemd does not keep it; it is noted, since it is no file."""
+    if not systemd.manages(root.path):
+        return ""
+    state = root.notes.units[agent.unit] = systemd.show(agent.unit, "ActiveState").get("ActiveState", "")
+    return state
 
 
 def _is_running(pid: bytes) -> bool:

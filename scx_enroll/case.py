@@ -34,6 +34,7 @@ class Observed:
     names: Tuple[str, ...] = ()  # that the certificate shall hold
     trust_changed_at: int = 0  # when the configured roots changed last
     share: int = 0  # this host's place in the spread, 0 .. SHARES - 1
+    loadable: bool = True  # there are certificate and key, and they belong together: the agent can start
 
     @property
     def running(self) -> bool:

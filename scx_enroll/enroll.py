@@ -165,7 +165,14 @@ class Run:
         """L5."""
         agent = view.ready.agent
         activate.make_key(self.site, agent)
-        self.site.store.update(seen=transaction.signature(agents.read_pair(self.site.root, agent)))
+        self._mended(view)
+
+    def _mended(self, view: View) -> None:
+        """Note a pair that is whole again, and that an agent which could not start is to be started with it."""
+        pair = agents.read_pair(self.site.root, view.ready.agent)
+        down = view.seen.running and not view.seen.listening
+        leaf = transaction.leaf_of(pair.certificate) if down else self.site.store.journal.restarting
+        self.site.store.update(seen=transaction.signature(pair), restarting=leaf)
 
     def adopt(self, view: View, _step: Step) -> None:
         """L7: what is installed is valid, so the CA need not be asked."""
@@ -194,7 +201,7 @@ class Run:
 
     def restart(self, view: View, step: Step) -> None:
         """L8, L9."""
-        leaf = next(held.leaf for held in view.seen.held if held.id == step.generation)
+        leaf = next((held.leaf for held in view.seen.held if held.id == step.generation), view.seen.certificate)
         activate.restart(self.site, view.ready.agent, leaf)
 
     def ask(self, view: View, step: Step) -> None:
@@ -213,7 +220,7 @@ class Run:
         observe.account_can_read(agent, root)
         if view.seen.running:
             service.check_tool(root, agent.scxadmin)
-        if view.seen.running and not view.seen.served:
+        if view.seen.running and not view.seen.served and view.seen.loadable:
             raise AgentNotReady(
                 f"the agent does not answer on port {agent.port}, so a new certificate could not be proved",
                 f"start it ({agent.scxadmin} -start) and see {agent.log}",

@@ -31,6 +31,7 @@ CLOSE_S = 0.5
 ADDRESSES = ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1"))  # the agent binds the wildcard, dual-stack where it can
 PROBED_S = 12 * 3600  # a handshake costs more than all the rest, so two of the timer's runs a day do it where the server is known
 FLAGS = ("--unattended", "--json")  # of `run`
+SYSTEMCTL = ("/usr/bin/systemctl", "/bin/systemctl")
 HAS_TO_LOOK = 75  # exit status of the verb `idle`: none that a run ends with
 MAX_WAIT_DIGITS = 4  # what is longer the whole program looks at
 
@@ -109,6 +110,18 @@ def _lives(pid: str) -> str:
     with open(f"/proc/{pid}/stat", "rb") as file:  # proc_pid_stat(5)
         name, _, rest = file.read(MAX_STAT_BYTES).partition(b"(")[2].rpartition(b")")
     return "" if rest.split()[0] in (b"Z", b"X") else name.decode()
+
+
+def _unit(name: str) -> str:
+    """Return the state of a service, "-" where systemd can't be asked; of an agent that is stopped, so few pay for it."""
+    words = [next(filter(os.path.exists, SYSTEMCTL), SYSTEMCTL[0]), "show", "--property=ActiveState", f"{name}.service"]
+    inside, outside = os.pipe()
+    child = os.posix_spawn(words[0], words, {"LC_ALL": "C"}, file_actions=[(os.POSIX_SPAWN_DUP2, outside, 1)])
+    os.close(outside)
+    with open(inside, "rb") as file:
+        said = file.read(MAX_STAT_BYTES).decode().strip()
+    os.waitpid(child, 0)
+    return said.partition("=")[2] or "-"
 
 
 def _free(path: str) -> str:
@@ -199,6 +212,7 @@ CLAIMS: dict[str, Callable[[str], str]] = {  # what was seen, and how it is seen
     "unlocked": _free,
     "process": _ended,
     "server": _lives,
+    "unit": _unit,
     "library": openssl,
     "port": _serves,
 }

@@ -158,10 +158,10 @@ def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now:
         return View(seen, policy_of(config, ""), None)
 
 
-def _process(root: Root, agent: Agent, journal: j.Journal) -> str:
-    """Return the state of the agent's process; one that went down by our own restart was not stopped on purpose."""
+def _process(root: Root, agent: Agent, journal: j.Journal, *, loadable: bool) -> str:
+    """Return the state of the agent's process; one that went down by our own restart, or can't start, was not stopped on purpose."""
     state = agents.process(root, agent)
-    return "died" if state == "stopped" and journal.restarting and root.live else state
+    return "died" if state == "stopped" and (journal.restarting or not loadable) and root.live else state
 
 
 def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int, rehearsed: Known) -> View:
@@ -205,6 +205,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
     changed_ns = max(entry.ctime_ns for entry in (pair.name, pair.target, pair.key_target))
     ours = not root.live or signature(pair) == store.journal.seen
     packager = agents.packager(root) if root.live else ""
+    loadable = bool(spki) and installed is not None and installed.spki == spki
     seen = Observed(
         busy=f"{packager} is changing packages" if packager else "",
         changed_at=0 if ours else changed_ns // 10**9,
@@ -216,11 +217,12 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         live=root.live,
         listening=answer.listening,
         served=answer.leaf,
-        process=_process(root, agent, store.journal),
+        process=_process(root, agent, store.journal, loadable=loadable),
         inputs=inputs_of(config, spec, spki),
         names=spec.dns_names,
         trust_changed_at=max(root.resolve(ca.issuer_trust).mtime_ns for ca in config.cas) // 10**9,
         share=share,
+        loadable=loadable,
     )
     notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
     turns = _turns(root, config, {*certificates, *pool, *(der for one in generations for der in stored(one))})

@@ -85,9 +85,11 @@ def _not_served(case: Case) -> Optional[Step]:
 
 def _not_listening(case: Case) -> Optional[Step]:
     best, seen = case.best, case.seen
-    if best is None or seen.listening or not seen.running:
+    ours = best is not None or bool(case.journal.restarting)  # an agent that we stopped, or whose pair was mended, goes on with what it has
+    if not ours or seen.listening or not seen.running or not seen.loadable:
         return None
-    return within_restarts(case, Step("L9", "restart", "nothing listens on the agent's port", generation=best.id), 1)
+    step = Step("L9", "restart", "nothing listens on the agent's port", generation=best.id if best else "")
+    return within_restarts(case, step, 1)
 
 
 Row = Callable[[Case], Optional[Step]]

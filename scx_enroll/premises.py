@@ -59,6 +59,7 @@ def _written(
     claims += [f"listed {was} {path}" for path, was in notes.listed.items()]
     claims += [f"unlocked free {path}" for path in sorted(notes.unlocked)]
     claims += [f"process ended {pid}" for pid in notes.ended]
+    claims += [f"unit {state or '-'} {name}" for name, state in notes.units.items()]
     claims += port
     if any("\n" in claim for claim in claims):
         return None

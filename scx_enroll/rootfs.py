@@ -59,7 +59,7 @@ class Notes:
 
     The words are those of `idle`. `looked`: what stood there, None where two looks saw different things; `changed_ns`: when
     that, or the names in a folder that was read, changed last; `unlocked`: files whose locks were looked at; `ended`: processes
-    that files name and that were gone.
+    that files name and that were gone; `units`: services and the states that systemd gave.
     """
 
     since_ns: int = field(default_factory=time.time_ns)
@@ -68,6 +68,7 @@ class Notes:
     unlocked: Set[str] = field(default_factory=set)
     ended: Set[int] = field(default_factory=set)
     changed_ns: Dict[str, int] = field(default_factory=dict)
+    units: Dict[str, str] = field(default_factory=dict)
 
     def look(self, path: str, found: Optional[os.stat_result]) -> None:
         """Note what stands at a path, None for nothing."""

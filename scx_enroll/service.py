@@ -233,16 +233,18 @@ def await_leaf(
     """Look until `leaf` (SHA-256) is served, or until waiting makes no sense any more; returns what was seen last.
 
     `process` tells the state of the agent's process. The end comes early where none ran for `gone_s`. `stale`: the process
-    is the one that was to be restarted, and may be about to end: what it serves counts only if it goes on to the end.
+    is the one that was to be restarted, and may be about to end: what it serves counts only if it goes on to the end; where it is
+    something else, it has `gone_s` for that.
     """
     end = time.monotonic() + patience.listener_s
-    alive_at = time.monotonic()
+    alive_at = began = time.monotonic()
     while True:
         seen = probe(port)
         now = time.monotonic()
         if seen.listening or process() == "running":
             alive_at = now
-        if (seen.leaf == leaf and not stale()) or now >= min(end, alive_at + patience.gone_s):
+        old = stale()
+        if (seen.leaf == leaf and not old) or now >= min(end, (began if old and seen.leaf != leaf else alive_at) + patience.gone_s):
             return seen
         waiting(f"waiting for the agent to serve {leaf[:16]} on port {port}")
         time.sleep(patience.poll_s)

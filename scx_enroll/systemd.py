@@ -6,7 +6,7 @@ Spoken to through its own commands, which need no message bus for this. Where it
 import os
 import subprocess
 import time
-from typing import Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 from scx_enroll.errors import HostError
 
@@ -98,6 +98,22 @@ def _run(*words: str) -> "Optional[subprocess.CompletedProcess[bytes]]":
 def control_is_running() -> bool:
     """Say whether a control command, which an earlier run may have started, is still at work."""
     return _ask("systemctl", "list-units", "--plain", "--no-legend", "--state=activating,deactivating", CONTROL) != ""
+
+
+def show(unit: str, *names: str) -> Dict[str, str]:
+    """Return these properties of a unit, a service, as the manager has them now; none where it can't be asked."""
+    said = _ask("systemctl", "show", f"--property={','.join(names)}", f"{unit}.service")
+    return {name: value for name, equals, value in (line.partition("=") for line in said.splitlines()) if equals}
+
+
+def forget_failures(unit: str) -> None:
+    """Have a unit's failure forgotten, and its starts so far: the next ones count from nought (systemctl(1), reset-failed)."""
+    _ask("systemctl", "reset-failed", f"{unit}.service")
+
+
+def is_called(pid: int, name: str) -> bool:
+    """Say whether a process has this name, looked at from outside the sandbox, which hides it."""
+    return _run("systemd-run", "--quiet", "--collect", "--wait", "--", "grep", "-qxF", name, f"/proc/{pid}/comm") is not None
 
 
 def is_going_down() -> bool:

@@ -32,6 +32,7 @@ RANKS = {
     "rootfs": (10, "io"),
     "systemd": (10, "io"),
     "durable": (10, "io"),
+    "unit": (30, "io"),
     "values": (15, "pure"),
     "config": (20, "io"),
     "agent": (20, "io"),

@@ -186,6 +186,14 @@ def test_nothing_listens(process):
     assert told(at(seen, budget=restarts(6, 2 * HOUR_S))) == ("L9", "wait", NOW - 2 * HOUR_S + DAY_S, 4)
 
 
+def test_nothing_listens_and_nothing_is_held():
+    """L9: an agent that we stopped, or whose pair was mended, goes on with what it has; not with a pair that can't be loaded."""
+    down, ours = replace(EMPTY, listening=False, served="", process="died"), Journal(restarting="self")
+    assert (*told(at(down, ours)), at(down, ours).generation) == ("L9", "restart", None, 0, "")
+    assert at(down, ours, budget=restarts(3)).action == "wait"
+    assert at(down).row == at(replace(down, loadable=False), ours).row == "C4"
+
+
 def test_an_agent_stopped_on_purpose_is_left_stopped():
     """L9: nothing restarts it; renewal goes on."""
     seen = replace(GOOD, listening=False, served="", process="stopped")

@@ -408,15 +408,6 @@ def test_slow_stop_that_ends_with_nothing_running_is_started_again(scene: Scene)
     assert scene.is_enrolled()
 
 
-def test_restart_that_does_nothing_is_rolled_back(scene: Scene) -> None:
-    """A stray process makes every restart a silent no-op with status 0."""
-    before, served = scene.host.snapshot(), scene.served
-    scene.host.ignore_restart()
-    ended = scene.run()
-    assert ended.status == 9
-    unchanged(scene, before, served)
-
-
 def test_missing_control_command_is_seen_before_anything_is_asked_for(scene: Scene) -> None:
     """Without scxadmin nothing can be proved, so a certificate would be issued in vain."""
     before, served = scene.host.snapshot(), scene.served

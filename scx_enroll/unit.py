@@ -1,0 +1,56 @@
+"""Whether a restart reaches the agent: its process belongs to its unit, and is the server that the pid file means.
+
+With a server outside its unit every restart is a no-op that ends with status 0. The sandbox of the timer's run hides processes, but not
+the control groups, and not systemd.
+"""
+
+from typing import Optional, Set
+
+from scx_enroll import agent as agents
+from scx_enroll import systemd
+from scx_enroll.agent import Agent
+from scx_enroll.errors import HostError
+from scx_enroll.rootfs import Root
+
+MAX_PROCS_BYTES = 1 << 20  # the processes of one service: a number and a newline each
+MAX_NAME_BYTES = 64  # of a process: 15 bytes (proc_pid_comm(5))
+GROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")  # version 2, both, version 1
+KEPT = ("loaded", "masked")  # a unit of either is what a restart works on; one that is not found says nothing
+
+
+def outside(root: Root, agent: Agent) -> int:
+    """Return the process of an agent that runs outside its unit, 0 where it is inside, where it has none, or where nobody can tell."""
+    pid = agents.pid(root.aside(), agent)
+    if not pid or not systemd.manages(root.path) or agents.process(root.aside(), agent) != "running":
+        return 0
+    found = systemd.show(agent.unit, "LoadState", "ControlGroup")
+    members = _members(found.get("ControlGroup", ""))
+    return pid if found.get("LoadState") in KEPT and members is not None and pid not in members and is_server(pid) else 0
+
+
+def _members(group: str) -> Optional[Set[int]]:
+    """Return the processes of a control group ("" is that of a unit that does not run), None where they can't be read."""
+    if not group:
+        return set()
+    for top in GROUPS:
+        try:
+            return set(map(int, Root("/").read(f"{top}{group}/cgroup.procs", MAX_PROCS_BYTES).split()))
+        except (OSError, HostError, ValueError):
+            continue
+    return None
+
+
+def is_server(pid: int) -> bool:
+    """Say whether a process is an omiserver: a pid file may outlive its process, and its number be another's by now."""
+    try:
+        return Root("/").read(f"/proc/{pid}/comm", MAX_NAME_BYTES).strip() == agents.SERVER.encode()
+    except (OSError, HostError):
+        return systemd.manages("/") and systemd.is_called(pid, agents.SERVER)
+
+
+def said(root: Root, agent: Agent) -> str:
+    """Return what systemd says of the agent's unit, for a person to read; "" where it does not keep it."""
+    found = systemd.show(agent.unit, "LoadState", "ActiveState", "Result") if systemd.manages(root.path) else {}
+    if found.get("LoadState") not in KEPT:
+        return ""
+    return f"{agent.unit}.service is {found.get('ActiveState')}, result {found.get('Result')}"
