@@ -16,6 +16,9 @@ from scx_enroll.errors import AgentNotReady
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Store
 
+RELOAD_S = 3.0  # the agent needs some 40 ms to read its pair again
+GONE_S = 0.5  # it dies of a bad one within 7 ms
+
 
 @dataclass(frozen=True)
 class Site:
@@ -26,6 +29,8 @@ class Site:
     patience: service.Patience
     clock: Callable[[], int]
     waiting: Callable[[str], None]
+    noted: Callable[[str], None] = lambda _message: None  # for the log
+    reload: bool = False  # the agent is told to read its pair again, where that is safe, instead of being restarted
 
 
 class Truce(AgentNotReady):
@@ -179,9 +184,31 @@ def _replace(site: Site, agent: Agent, leaf: str, pid: int) -> Tuple[service.Ser
     return _await(site, agent, leaf, (0, 0)), said
 
 
+def _reload(site: Site, agent: Agent, leaf: str, seen: service.Served, *, reserve: int) -> bool:
+    """Have the agent read its pair again, where that is safe; says whether it serves `leaf` now, else a restart is next.
+
+    Raises AgentNotReady where the budget has no room for that.
+    """
+    why = unit.unreachable(site.root, agent) if seen.listening else "nothing listens on its port"
+    if why:
+        site.noted(f"the agent is restarted, not reloaded: {why}")
+        return False
+    _spend(site, leaf)
+    said = _call(site, agent.server, "-r")
+    brief = replace(site.patience, listener_s=min(site.patience.listener_s, RELOAD_S), gone_s=min(site.patience.gone_s, GONE_S))
+    if service.await_leaf(agent.port, leaf, lambda: agents.process(site.root, agent), brief, site.waiting).leaf == leaf:
+        return True
+    message = f"the agent did not take up {leaf[:16]} when it was told to read its certificate again ({said})"
+    if not _has_room(site, 1 + reserve):
+        raise AgentNotReady(message, f"see {agent.log}")
+    site.noted(f"{message}, so it is restarted")
+    return False
+
+
 def prove(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
     """Have the agent serve `leaf`, restarting it where it does not yet. Raises AgentNotReady where it doesn't."""
-    if service.probe(agent.port).leaf == leaf:
+    seen = service.probe(agent.port)
+    if seen.leaf == leaf or (site.reload and _reload(site, agent, leaf, seen, reserve=reserve)):
         return
     seen, said = _bring_up(site, agent, leaf, reserve=reserve)
     if seen.leaf != leaf:

@@ -34,6 +34,7 @@ class Observed:
     names: Tuple[str, ...] = ()  # that the certificate shall hold
     trust_changed_at: int = 0  # when the configured roots changed last
     share: int = 0  # this host's place in the spread, 0 .. SHARES - 1
+    served_until: int = 0  # when the certificate served expires
     loadable: bool = True  # there are certificate and key, and they belong together: the agent can start
 
     @property
@@ -126,11 +127,21 @@ class Case:
         return due(held, self.policy, self.seen.share)
 
 
+def waits_for_window(case: Case) -> bool:
+    """Say whether a restart is left to the restart window: what is served now must be good until then."""
+    seen, opens = case.seen, case.policy.opens
+    revoked = any(held.revoked for held in seen.held if held.leaf == seen.served)
+    return opens > case.now and bool(seen.served) and seen.served_until > opens and not revoked
+
+
 NEEDS = {1: "a restart", 2: "two: one to go and one to come back"}
 
 
 def within_restarts(case: Case, step: Step, needed: int) -> Step:
-    """Return the step, or the wait for the restarts that it may need."""
+    """Return the step, or the wait for the window and for the restarts that it may need."""
+    if waits_for_window(case):
+        hint = "it goes on by itself then; install FILE and rollback don't wait"
+        return Step(step.row, "wait", f"{step.reason}, and the agent is restarted in restart-window only", case.policy.opens, 4, hint)
     until = case.budget.restarts_until(needed)
     if until <= case.now:
         return step

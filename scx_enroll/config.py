@@ -75,7 +75,7 @@ class Agent:
     new_key: str = "rsa:3072"
     minimum_key: str = ""
     settle_s: int = 120
-    restart_window: str = ""
+    restart_window: Tuple[Tuple[int, int], ...] = ()  # from, to, in minutes of the day
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,13 @@ _KEYS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
         "new-key": values.key_kind,
         "minimum-key": values.key_kind,
         "settle": values.duration,
-        "restart-window": values.anything,
+        "restart-window": values.windows,
     },
     "report": {"metrics": values.path},
 }
 
 # What this version does not do yet: these keys may so far have their default only.
-_LATER: Mapping[str, Tuple[str, ...]] = {"agent": ("activation", "key", "new-key", "restart-window"), "report": ("metrics",)}
+_LATER: Mapping[str, Tuple[str, ...]] = {"agent": ("key", "new-key"), "report": ("metrics",)}
 _HINT = "correct the lines named, then run scx-enroll again"
 
 _NEEDED = ("user", "client-certificate", "client-key")

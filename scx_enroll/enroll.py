@@ -49,6 +49,7 @@ class Tools:
     acted: Callable[[Step], None] = lambda _step: None  # for the log
     stopping: Callable[[], bool] = lambda: False  # a signal asked for the end; the step in hand is finished first
     store: Callable[[Root], Store] = Store
+    noted: Callable[[str], None] = _silent  # for the log
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Run:
     """One run; `site.store` holds the journal as it was read."""
 
     def __init__(self, site: Site, tools: Tools, config: Config, wish: Wish) -> None:
-        self.site = site
+        self.site = replace(site, reload=config.agent.activation == "reload")
         self.tools = tools
         self.config = config
         self.wish = replace(wish, hasty=wish.now or wish.hasty)
@@ -242,7 +243,7 @@ ACTS: Mapping[str, Callable[[Run, View, Step], None]] = {
 
 def site_of(root: Root, tools: Tools) -> Site:
     """Return where and with what the work is done."""
-    return Site(root, tools.store(root), tools.patience, tools.clock, tools.waiting)
+    return Site(root, tools.store(root), tools.patience, tools.clock, tools.waiting, tools.noted)
 
 
 @contextmanager

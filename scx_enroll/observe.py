@@ -9,13 +9,14 @@ import json
 import os
 import pwd
 import socket
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
-from scx_enroll import request, service, verify
+from scx_enroll import pace, request, service, verify
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.case import Observed
 from scx_enroll.config import CA, Config
@@ -205,6 +206,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
     changed_ns = max(entry.ctime_ns for entry in (pair.name, pair.target, pair.key_target))
     ours = not root.live or signature(pair) == store.journal.seen
     packager = agents.packager(root) if root.live else ""
+    served = _facts((answer.der,) if answer.der else ())
     loadable = bool(spki) and installed is not None and installed.spki == spki
     seen = Observed(
         busy=f"{packager} is changing packages" if packager else "",
@@ -222,6 +224,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         names=spec.dns_names,
         trust_changed_at=max(root.resolve(ca.issuer_trust).mtime_ns for ca in config.cas) // 10**9,
         share=share,
+        served_until=served.not_after if served else 0,
         loadable=loadable,
     )
     notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
@@ -229,7 +232,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
     turns += tuple(contact.ends - _lifetime_s(one) for contact in store.journal.contacts for one in generations)  # _ca_notes
     resolved = config.host.name == "auto" and store.journal.latch is None
     ready = Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes, turns, answer.der, resolved)
-    return View(seen, policy_of(config, fqdn), ready)
+    return View(seen, policy_of(config, fqdn, root, now), ready)
 
 
 def _turns(root: Root, config: Config, ders: Set[bytes]) -> Tuple[int, ...]:
@@ -286,8 +289,8 @@ def _facts(certificates: Tuple[bytes, ...]) -> Optional[verify.Facts]:
         return None
 
 
-def policy_of(config: Config, identity: str) -> Policy:
-    """Return what the configuration asks for, of the host called `identity`."""
+def policy_of(config: Config, identity: str, root: Optional[Root] = None, now: int = 0) -> Policy:
+    """Return what the configuration asks for, of the host called `identity`; `root`: of an agent that is restarted in its window only."""
     renewal = config.renewal
     return Policy(
         cas=tuple(ca.server for ca in ordered(config.cas, identity)),
@@ -297,7 +300,17 @@ def policy_of(config: Config, identity: str) -> Policy:
         submissions_per_day=renewal.submissions_per_day,
         pending_s=renewal.pending_days * DAY_S,
         settle_s=config.agent.settle_s,
+        opens=_opens(root, config.agent.restart_window, now) if root else 0,
     )
+
+
+def _opens(root: Root, windows: Tuple[Tuple[int, int], ...], now: int) -> int:
+    """Return when the restart window opens; what the time on the wall rests on is noted."""
+    if windows:
+        Root("/", notes=root.notes).resolve("/etc/localtime")
+        if "TZ" in os.environ:
+            root.notes.looked["TZ"] = None  # the timer's run has none, so this answer is not for it
+    return pace.opens(windows, now, time.localtime)
 
 
 def inputs_of(config: Config, spec: RequestSpec, spki: str) -> str:

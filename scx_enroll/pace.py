@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Optional, Tuple, Union
+from typing import Callable, Optional, Sequence, Tuple, Union
 
 from scx_enroll.journal import DAY_S, HOUR_S, Backoff, Request, Skip
 
@@ -57,6 +57,7 @@ class Policy:
     submissions_per_day: int = 24
     pending_s: int = 30 * DAY_S
     settle_s: int = 120
+    opens: int = 0  # when the agent may be restarted next, 0 for at any time
 
 
 def due(held: Held, policy: Policy, share: int) -> int:
@@ -146,6 +147,22 @@ def doubt_ends(request: Request, share: int) -> int:
 def first_question(obtained: int, share: int) -> int:
     """Return when a CA is first asked whether a new certificate was revoked: a fleet asks spread over a week."""
     return obtained + WEEK_S // 2 + WEEK_S * _elsewhere(share) // SHARES
+
+
+def opens(windows: Tuple[Tuple[int, int], ...], now: int, local: Callable[[float], Sequence[int]]) -> int:
+    """Return when the first of these ranges of the day begins, 0 while one lasts or where there are none.
+
+    `local`: time.localtime, so that a day with an hour more or less is as the clock on the wall has it: a range that the day lacks is
+    left out, one that comes twice lasts twice.
+    """
+
+    def lasts(at: int) -> bool:
+        minute = local(at)[3] * 60 + local(at)[4]
+        return any(start <= minute < end if start < end else minute >= start or minute < end for start, end in windows)
+
+    if not windows or lasts(now):
+        return 0
+    return next(at for at in range(now - now % 60 + 60, now + 3 * DAY_S, 60) if lasts(at))
 
 
 def poll_after(age_s: int) -> int:

@@ -10,7 +10,7 @@ from typing import Callable, List, Optional, Tuple, Union
 
 from scx_enroll.asking import CA
 from scx_enroll.case import Case, Observed, Step, Wish, within_restarts
-from scx_enroll.journal import DAY_S, Backoff, Budget, Journal, Skip
+from scx_enroll.journal import DAY_S, HOUR_S, Backoff, Budget, Journal, Skip
 from scx_enroll.pace import Policy, runs_out_at
 
 WAITING = ("wait", "hold", "nothing")
@@ -115,6 +115,11 @@ def decide(
     """Return the next step: the first row that matches. `rows`: CA alone on behalf of a host that is not this one."""
     case = Case(seen, policy, journal, budget.current(now), now, wish)
     step = next(step for step in (row(case) for row in rows) if step)
+    if step.action == "wait" and step.until and step.until == policy.opens:  # a CA is asked outside the restart window, too
+        asked = next(step for step in (row(case) for row in CA) if step)
+        if asked.action not in WAITING:
+            return asked
+        step = replace(step, until=min(step.until, asked.until or step.until))
     waits = step.action in ("wait", "nothing") and step.row not in ("L2", "L3")
     return replace(step, until=_soonest(case, step.until)) if waits else step
 
@@ -130,6 +135,7 @@ def rest(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: 
         return None
     moments = [now + REST_S, step.until, runs_out_at(seen.held), journal.request.next]
     moments += [moment for held in seen.held for moment in (held.not_before, held.not_after, held.obtained)]
+    moments.append(policy.opens - HOUR_S)  # from then on the timer's run arranges a look at the very time
     moments += [at + DAY_S for at in times]  # what the day was spent on is told
     moments += [*(backoff.at for backoff in journal.backoffs), *(skip.at for skip in journal.skipped)]
     return step, min(moment for moment in moments if moment is not None and moment > now)

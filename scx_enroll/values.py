@@ -53,6 +53,18 @@ def duration(text: str) -> int:
     return value
 
 
+def windows(text: str) -> Tuple[Tuple[int, int], ...]:
+    """Read ranges of the day, separated by blanks or commas: from and to, in minutes; one may span midnight. Raises ValueError."""
+    found = []
+    for part in re.split("[ ,]+", text):
+        shape = re.fullmatch("([01][0-9]|2[0-3]):([0-5][0-9])-(?:([01][0-9]|2[0-3]):([0-5][0-9])|24:00)", part, re.ASCII)
+        start, end = (int(shape[1]) * 60 + int(shape[2]), int(shape[3] or 24) * 60 + int(shape[4] or 0)) if shape else (0, 0)
+        if start == end:
+            raise ValueError("is not a range of the day such as 02:00-05:00, or several such ranges")
+        found.append((start, end))
+    return tuple(found)
+
+
 def flag(text: str) -> bool:
     """Read yes or no. Raises ValueError."""
     return choice("yes", "no")(text) == "yes"

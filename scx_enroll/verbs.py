@@ -59,7 +59,7 @@ class Call:
         self.signals = signals
         self.told: Any = sys.stdout  # where acts are told
         self.progress = _progress(verbose=self.flag("verbose"))
-        self.tools = enroll.Tools(waiting=self._waiting, acted=self._acted, stopping=lambda: signals.caught != 0)
+        self.tools = enroll.Tools(waiting=self._waiting, acted=self._acted, stopping=lambda: signals.caught != 0, noted=self._noted)
 
     def flag(self, name: str) -> bool:
         """Whether an option without value was given."""
@@ -73,6 +73,10 @@ class Call:
             if systemd.manages(self.root.path) and systemd.is_going_down():
                 raise self.enroll.Stopped
         self.progress(message)
+
+    def _noted(self, message: str) -> None:
+        if not self.json:
+            say(self.told, f"scx-enroll: note: {message}\n")
 
     def _acted(self, step: Any) -> None:
         if not self.json:

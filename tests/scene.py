@@ -100,7 +100,7 @@ class Scene:
         left.setdefault("settle", "0s")
         text = "[host]\n" + lines(("name", "alternative_names"))
         text += "[renewal]\n" + lines(("at", "spread", "certificates_per_day", "submissions_per_day", "pending_days"))
-        text += f"[agent]\nport = {self.host.port}\n" + lines(("settle", "layout", "minimum_key"))
+        text += f"[agent]\nport = {self.host.port}\n" + lines(("settle", "layout", "minimum_key", "activation", "restart_window"))
         shared = lines(("require_cn", "require_revocation", "template"))
         if "template" not in shared:
             shared += "template = SCXAgent\n"

@@ -122,7 +122,8 @@ def test_all_of_it_can_be_set(base):
         "require-revocation=yes\nrequire-cn=no\n"
         "[ca two]\nserver=192.0.2.7\ntemplate=t\nauth=basic\nuser=u\n"
         "[renewal]\nat=0.5\nspread=0\ncertificates-per-day=20\nsubmissions-per-day=200\npending-days=1\n"
-        "[agent]\nlayout=classic-omi\nport=5986\nminimum-key=ec:secp384r1\nsettle=30m\n",
+        "[agent]\nlayout=classic-omi\nport=5986\nminimum-key=ec:secp384r1\nsettle=30m\n"
+        "activation=reload\nrestart-window=22:30-01:00, 02:00-05:00 23:00-24:00\n",
     )
     assert loaded.host == Host("{hostname}.mgmt.corp.example", ("a.corp.example", "b"))
     one, two = loaded.cas
@@ -141,7 +142,8 @@ def test_all_of_it_can_be_set(base):
     )
     assert (two.label, two.server) == ("two", "192.0.2.7")
     assert loaded.renewal == Renewal(Fraction(1, 2), Fraction(0), 20, 200, 1)
-    assert loaded.agent == Agent(layout="classic-omi", port=5986, minimum_key="ec:secp384r1", settle_s=1800)
+    windows = ((1350, 60), (120, 300), (1380, 1440))
+    assert loaded.agent == Agent("classic-omi", 5986, "reload", minimum_key="ec:secp384r1", settle_s=1800, restart_window=windows)
 
 
 def test_everything_wrong_is_told_at_once_in_order(base):
@@ -214,6 +216,15 @@ def test_everything_wrong_is_told_at_once_in_order(base):
         ("agent", "settle = 31m"),
         ("agent", "settle = 2"),
         ("agent", "settle = -1m"),
+        ("agent", "restart-window = 02:00"),
+        ("agent", "restart-window = 2:00-5:00"),
+        ("agent", "restart-window = 02:00-05:00 to 06:00"),
+        ("agent", "restart-window = 02:00-02:00"),
+        ("agent", "restart-window = 24:00-02:00"),
+        ("agent", "restart-window = 02:00-25:00"),
+        ("agent", "restart-window = 02:00-05:60"),
+        ("agent", "restart-window = 02:00-24:01"),
+        ("agent", "restart-window = never"),
         ("report", "metrics = out.prom"),
     ],
 )
@@ -228,10 +239,8 @@ def test_a_value_out_of_bounds_is_refused_where_it_stands(base, section, line):
 @pytest.mark.parametrize(
     ("section", "line"),
     [
-        ("agent", "activation = reload"),
         ("agent", "key = new"),
         ("agent", "new-key = rsa:4096"),
-        ("agent", "restart-window = 02:00-05:00"),
         ("report", "metrics = /var/lib/x.prom"),
     ],
 )

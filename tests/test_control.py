@@ -6,18 +6,21 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
 from scx_enroll import agent as agents
-from scx_enroll import cli, idle, premises, systemd, unit
+from scx_enroll import cli, enroll, idle, observe, premises, systemd, unit
+from scx_enroll.enroll import Options
 from scx_enroll.rootfs import Root
 from tests.lab.agent import LabHost, fingerprint
 from tests.lab.ca import LabCA
-from tests.scene import BRISK, Scene
+from tests.scene import BRISK, Outcome, Scene
 
 SHORT = replace(BRISK, listener_s=1.0, gone_s=0.3)
 
@@ -258,3 +261,167 @@ def test_an_agent_that_was_stopped_is_started_because_of_a_good_pair(scene: Scen
     assert scene.run().status == 0
     assert (scene.host.pid, scene.served) == (0, "")
     assert fingerprint(scene.host.leaf()) == scene.installed
+
+
+# -- activation = reload -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def notes(scene: Scene) -> List[str]:
+    """What a run notes for the log; the agent is to be reloaded."""
+    scene.configure(activation="reload")
+    return []
+
+
+def run(scene: Scene, notes: List[str], **wish: bool) -> Outcome:
+    """Converge, and keep the notes."""
+    return scene.run(parts={"noted": notes.append}, **wish)
+
+
+def test_an_agent_is_restarted_where_a_reload_would_do(scene: Scene, notes: List[str]) -> None:
+    """The same process serves the new certificate, and the budget counts it."""
+    pid = scene.host.pid
+    assert run(scene, notes).status == 0
+    assert (scene.is_enrolled(), scene.host.pid, told(scene.host), spent(scene), notes) == (True, pid, ["-start"], 1, [])
+
+
+def test_a_stray_need_not_be_ended_to_be_reloaded(scene: Scene, notes: List[str]) -> None:
+    """The signal reaches it wherever it runs."""
+    scene.host.make_stray()
+    pid = scene.host.pid
+    assert run(scene, notes).status == 0
+    assert (scene.is_enrolled(), scene.host.pid) == (True, pid)
+
+
+@pytest.mark.parametrize("how", ["conf", "pid", "port", "layout"])
+def test_a_signal_goes_to_whatever_the_pid_file_names(scene: Scene, sleeper: int, how: str) -> None:
+    """Only to that server, if the port is its own or its child's, and not where it would miss a change of omiserver.conf."""
+    agent = agents.find(scene.root(), port=scene.host.port)
+    assert unit.unreachable(scene.root(), agent) == ""
+    if how == "conf":
+        os.utime(scene.host.path(agent.conf))
+    elif how == "port":
+        agent = replace(agent, port=1)
+    elif how == "pid":
+        Path(scene.host.path(agent.pid_file)).write_text(f"{sleeper}\n")
+        assert f"process {sleeper}, which /var/opt/omi/run/omiserver.pid names" in unit.unreachable(scene.root(), agent)
+    else:
+        agent = replace(agent, server="")
+    assert unit.unreachable(scene.root(), agent) != ""
+
+
+def test_a_port_that_a_child_holds_is_somebody_elses(scene: Scene) -> None:
+    """The real server's engine listens, a child with an account of its own; a child's child is a stranger."""
+    code = "import os, socket, time; s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(); print(os.getpid(), s.getsockname()[1], flush=True); time.sleep(60)"
+    with subprocess.Popen(["sh", "-c", f'"$0" -ISc "{code}" & wait', sys.executable], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        child, port = map(int, parent.stdout.readline().split())
+        try:
+            assert unit._owns(parent.pid, port)
+            assert unit._owns(child, port)
+            assert not unit._owns(parent.pid, 1)
+            assert not unit._owns(scene.host.pid, port)
+        finally:
+            os.kill(child, signal.SIGTERM)
+
+
+def test_a_reload_that_is_not_safe_is_no_restart_either(scene: Scene, notes: List[str]) -> None:
+    """It is restarted, and the log says why."""
+    os.utime(scene.host.path(scene.host.conf))
+    assert run(scene, notes).status == 0
+    assert (scene.is_enrolled(), told(scene.host)) == (True, ["-start", "-restart"])
+    assert notes == ["the agent is restarted, not reloaded: /etc/opt/omi/conf/omiserver.conf changed since it was started"]
+
+
+def test_a_reload_is_believed(scene: Scene, notes: List[str]) -> None:
+    """Its own command says "refreshed server" whatever happens: what is not served within three seconds is restarted."""
+    path = Path(scene.host.path("/opt/omi/bin/omiserver"))
+    path.rename(path.with_name("real"))
+    path.write_text('#!/bin/sh\n[ "$1" = -r ] || exec "${0%/*}/real" "$@"\n')
+    path.chmod(0o755)
+    assert run(scene, notes).status == 0
+    assert (scene.is_enrolled(), told(scene.host)[-1], spent(scene)) == (True, "-restart", 2)
+    assert "did not take up" in notes[0]
+
+
+@pytest.mark.slow
+def test_a_reload_kills_the_agent_and_nobody_brings_it_back(scene: Scene, notes: List[str]) -> None:
+    """A bad pair kills here, too: a restart is tried, then the way back is a restart, all within the budget."""
+    before, served = scene.host.snapshot(), scene.served
+    scene.host.refuse_new()
+    assert run(scene, notes).status == 9
+    assert (scene.host.snapshot(), scene.served, spent(scene)) == (before, served, 3)
+
+
+def test_a_reload_in_the_sandbox_signals_what_it_can_not_see(scene: Scene, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are hidden there: the main process of the agent's unit, in its control group, is that server."""
+    agent, pid = agents.find(scene.root(), port=scene.host.port), scene.host.pid
+    real = Root.read
+
+    def hidden(self: Root, path: str, *rest: Any, **more: Any) -> bytes:
+        if path.startswith("/proc/"):
+            raise FileNotFoundError(path)
+        return real(self, path, *rest, **more)
+
+    monkeypatch.setattr(Root, "read", hidden)
+    manager.said["MainPID"] = str(pid)
+    assert "is not seen to own" in unit.unreachable(scene.root(), agent)
+    manager.procs.write_text(f"{pid}\n")
+    assert unit.unreachable(scene.root(), agent) == ""
+    manager.said["MainPID"] = "1"
+    assert "is not seen to own" in unit.unreachable(scene.root(), agent)
+
+
+# -- the restart window ------------------------------------------------------------------------------------------------
+
+
+def window(scene: Scene, begins_s: int) -> str:
+    """A range of half an hour that begins so many seconds from the scene's time."""
+    at = time.time() + scene.offset_s + begins_s
+    return "-".join(time.strftime("%H:%M", time.localtime(at + more)) for more in (0, 1800))
+
+
+def test_an_agent_is_restarted_outside_its_window(scene: Scene, shared_ca: LabCA) -> None:
+    """The certificate is obtained at once and installed when the window opens; nothing of the agent's changes before."""
+    scene.configure(restart_window=window(scene, 4 * 3600))
+    before, served, posts = scene.host.snapshot(), scene.served, shared_ca.count_post
+    ended = scene.run(now=True)
+    assert (ended.status, ended.rows, shared_ca.count_post - posts) == (4, ("C4",), 1)
+    assert ended.result is not None
+    assert ended.result.step.until is not None
+    assert 3 * 3600 < ended.result.step.until - time.time() <= 4 * 3600
+    assert (scene.host.snapshot(), scene.served, told(scene.host)) == (before, served, ["-start"])
+    assert scene.command("run", "--unattended").returncode == 0, "waiting needs nobody"
+    scene.offset_s = 4 * 3600
+    assert scene.run().rows == ("L7",)
+    assert scene.is_enrolled()
+
+
+def test_a_rollback_waits_for_the_window(scene: Scene) -> None:
+    """What a person asks for by name, and the way back, are done at any hour."""
+    scene.run()
+    scene.configure(restart_window=window(scene, 4 * 3600))
+    assert scene.do(enroll.roll_back).status == 0
+    assert not scene.is_enrolled()
+
+
+def test_a_broken_agent_waits_for_the_window(scene: Scene) -> None:
+    """It serves nothing, so there is nothing to lose."""
+    scene.run()
+    scene.configure(restart_window=window(scene, 4 * 3600))
+    scene.host.kill()
+    assert scene.run().rows == ("L9",)
+    assert scene.is_enrolled()
+
+
+def test_the_time_of_the_host_is_no_premise(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock on the wall rests on /etc/localtime; one that only this shell has is none of the timer's run."""
+    scene.configure(restart_window=window(scene, 4 * 3600))
+    monkeypatch.delenv("TZ", raising=False)
+    root = scene.root()
+    observe.policy_of(enroll.config_of(root, Options()), "", root, int(time.time()))
+    assert "/etc/localtime" in root.notes.looked
+    assert None not in root.notes.looked.values()
+    monkeypatch.setenv("TZ", "UTC")
+    observe.policy_of(enroll.config_of(root, Options()), "", root, int(time.time()))
+    assert None in root.notes.looked.values()

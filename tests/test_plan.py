@@ -1,5 +1,6 @@
 """Every decision: which row, why, until when. What is forbidden is forbidden whatever else was observed."""
 
+import time
 from dataclasses import replace
 from fractions import Fraction
 
@@ -60,6 +61,60 @@ def at(seen=GOOD, journal=None, budget=None, wish=None, policy=POLICY, now=NOW):
 
 def told(step):
     return step.row, step.action, step.until, step.status
+
+
+# -- the restart window ---------------------------------------------------------------------------------------------
+
+OPENS = NOW + 6 * HOUR_S
+SHUT = replace(POLICY, opens=OPENS)
+DRIFTED = replace(GOOD, certificate="self", served="self", served_until=NOW + YEAR)
+
+
+@pytest.mark.parametrize(("seen", "row"), [(DRIFTED, "L7"), (replace(DRIFTED, certificate=NEW.leaf), "L8")])
+def test_a_restart_outside_the_window(seen, row):
+    """L7, L8: left to it, whatever was asked for on the command line; and then done."""
+    for wish in (Wish(), Wish(now=True, hasty=True)):
+        step = at(seen, policy=SHUT, wish=wish)
+        assert told(step) == (row, "wait", OPENS, 4)
+        assert "restart-window" in step.reason
+    assert at(seen, policy=SHUT, now=OPENS).action in ("install", "restart")
+    assert not needs_a_person(4, seen.held, NOW)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"served": ""}, {"listening": False, "served": "", "process": "died"}, {"served_until": OPENS}, {"served_until": 0},
+        {"served": OLD.leaf, "held": (NEW, replace(OLD, revoked=True, mismatches=("revoked",)))}, {"live": False},
+        {"listening": False, "served": "", "process": "stopped"},
+    ],
+)
+def test_a_window_keeps_an_agent_from_its_cure(changes):
+    """An agent that serves nothing, or something that expires before the window opens or was revoked, has nothing to lose."""
+    assert at(replace(DRIFTED, **changes), policy=SHUT).action == "install"
+
+
+def test_an_open_installation_waits_for_the_window():
+    """L1: what was begun is finished or undone at any hour."""
+    entry = Installation("rolling_back", target=Place("link"), previous=Place("link"))
+    assert at(DRIFTED, Journal(installation=entry), policy=SHUT).action == "recover"
+
+
+def test_a_window_keeps_a_certificate_from_being_asked_for():
+    """To obtain one is not to install it: renewals, polls and --renew go on; what waits for either ends with the sooner."""
+    tired = replace(DRIFTED, certificate=OLD.leaf, held=(OLD,))
+    due_now = replace(tired, held=(replace(OLD, not_before=NOW - 300 * DAY_S, not_after=NOW + 65 * DAY_S),))
+    assert told(at(due_now, policy=SHUT))[:2] == ("C4", "submit")
+    assert at(DRIFTED, policy=SHUT, wish=Wish(renew=True)).row == "C4"
+    assert at(DRIFTED, Journal(request=replace(SENT, next=NOW)), policy=SHUT).action == "poll"
+    waits = at(DRIFTED, Journal(request=replace(SENT, next=NOW + 60)), policy=SHUT)
+    assert told(waits) == ("L7", "wait", NOW + 60, 4)
+
+
+def test_a_window_is_slept_through():
+    """The answer that waits for it stands until an hour before, so that a look at the very time can be arranged."""
+    assert plan.rest(DRIFTED, SHUT, Journal(), Budget(), NOW)[1] == OPENS - HOUR_S
+    assert plan.rest(DRIFTED, SHUT, Journal(), Budget(), OPENS - 600)[1] == OPENS
 
 
 # -- each row of the tables -----------------------------------------------------------------------------------------
@@ -1068,3 +1123,44 @@ def test_new_roots_do_not_make_a_fleet_renew_in_one_hour():
     assert at(seen, wish=Wish(renew=True)).action == "submit"
     assert at(replace(seen, held=(replace(displaced, mismatches=("path: x", "dates: expired")),))).action == "submit"
     assert at(replace(seen, certificate="self", served="self")).action == "submit", "it is not what the agent serves"
+
+
+# -- the time on the wall -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def berlin(monkeypatch):
+    """The time of a zone that changes its clocks, and what its clock shows."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")  # POSIX: no database of zones is needed
+    time.tzset()
+    yield lambda text: int(time.mktime(time.strptime(text, "%Y-%m-%d %H:%M")))
+    monkeypatch.undo()
+    time.tzset()
+
+
+def next_of(text, clock, *windows):
+    return time.strftime("%d %H:%M", time.localtime(pace.opens(windows, clock(text), time.localtime) or clock(text)))
+
+
+def test_a_range_that_spans_midnight(berlin):
+    """It lasts from its beginning to its end, to the minute; the nearest of several counts."""
+    night, noon = (22 * 60, 2 * 60), (12 * 60, 12 * 60 + 30)
+    assert next_of("2027-06-10 21:59", berlin, night) == "10 22:00"
+    for inside in ("2027-06-10 22:00", "2027-06-10 23:59", "2027-06-11 00:00", "2027-06-11 01:59"):
+        assert pace.opens((night,), berlin(inside), time.localtime) == 0
+    assert next_of("2027-06-11 02:00", berlin, night) == "11 22:00"
+    assert next_of("2027-06-11 02:00", berlin, night, noon) == "11 12:00"
+    assert next_of("2027-06-11 12:30", berlin, night, noon) == "11 22:00"
+    assert pace.opens((), NOW, time.localtime) == pace.opens(((0, 1440),), NOW, time.localtime) == 0
+    assert next_of("2027-06-11 02:00", berlin, (23 * 60, 24 * 60)) == "11 23:00"
+
+
+def test_a_night_with_an_hour_more_or_less(berlin):
+    """The clock on the wall counts: a range that the day lacks is left out, one that it has twice lasts twice."""
+    assert next_of("2027-03-28 01:30", berlin, (120, 300)) == "28 03:00", "02:00 does not exist that night"
+    assert next_of("2027-03-28 01:30", berlin, (120, 180)) == "29 02:00"
+    before = berlin("2027-10-31 01:59")
+    assert pace.opens(((120, 180),), before, time.localtime) == before + 60
+    for hour in (1, 2):
+        assert pace.opens(((120, 180),), before + hour * HOUR_S, time.localtime) == 0
+    assert pace.opens(((120, 180),), before + 2 * HOUR_S + 60, time.localtime) == berlin("2027-11-01 02:00")

@@ -590,7 +590,7 @@ class LabHost:
         """Set knobs (None removes one) and return all. They are read by the tools at each call and by the server when it loads.
 
         serve_only, refuse: lists of leaf fingerprints. stop_takes, start_takes, restart_takes, between_halves, dies_after, respawn,
-        poll, idle, between_opens, handshake_takes: seconds. ignore_restart, deaf, sslconfig_fails, unit_clears_pid: true. stray: a pid.
+        poll, idle, between_opens, handshake_takes, reload_gap: seconds. ignore_restart, deaf, sslconfig_fails, unit_clears_pid: true. stray: a pid.
         fails_until: number of the last start that fails, fails_with its status. start_limit: [starts, seconds]. junk: text.
         """
         knobs = standin.load_knobs(self.root)

@@ -450,11 +450,15 @@ class Server:
                     return 0
 
     def _reload(self) -> None:
-        """Read the pair again if a SIGHUP asked for it: open connections drop. Raises Refused."""
+        """Read the pair again if a SIGHUP asked for it: open connections drop, new ones are refused for 3 ms. Raises Refused."""
         if self.hangup:
             self.hangup = False
             self.load()
+            self.close()
             self._drop()
+            time.sleep(float(load_knobs(self.root).get("reload_gap", 0.003)))
+            self.listeners = []
+            self.listen()
 
     def _abandoned(self) -> bool:
         """Tell whether the tree, or the process that made it, is gone."""
