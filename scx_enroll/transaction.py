@@ -43,7 +43,8 @@ def place_of(root: Root, agent: Agent, pair: Pair) -> j.Place:
     """Describe what stands at the name the agent reads."""
     data = pair.certificate or b""
     leaf = leaf_of(pair.certificate)
-    ours = COPY.fullmatch(pair.name.text) if pair.name.kind == "link" else None
+    beside, _, copy = pair.name.text.rpartition("/")
+    ours = COPY.fullmatch(copy) if beside in ("", agent.certificate.rpartition("/")[0]) else None
     return j.Place(
         kind=pair.name.kind if pair.name.kind in ("link", "file") else "absent",
         text=pair.name.text,
@@ -70,9 +71,11 @@ def install(site: Site, agent: Agent, generation: Generation, *, running: bool, 
     before anything is changed where the restart budget has no room for the way back.
     """
     name = site.store.beside.free_copy(agent.certificate, generation.id)
+    # A migration to OMI moves the classic name, a link, into OMI's folder: there only an absolute text leads to the copy.
+    text = name if agent.layout == "omi" else _reached(agent.certificate, name)
     target = j.Place(
         kind="link",
-        text=name,
+        text=text,
         leaf=leaf_of(generation.certificate),
         sha256=hashlib.sha256(generation.certificate).hexdigest(),
         uid=os.geteuid(),
@@ -211,9 +214,10 @@ def _put(site: Site, role: str) -> bool:
         site.store.beside.swap(certificate, place, data)
         return True
     if site.root.entry(_reached(certificate, place.text)).kind != "absent":  # somebody else's bytes under that name
-        place = replace(place, text=site.store.beside.free_copy(certificate, place.generation))
+        folder, slash, _ = place.text.rpartition("/")
+        place = replace(place, text=folder + slash + site.store.beside.free_copy(certificate, place.generation))
         _record(site, role, place)
-    site.store.beside.make_copy(certificate, place.text, data, place)
+    site.store.beside.make_copy(certificate, place.text.rpartition("/")[2], data, place)
     site.store.beside.swap(certificate, place)
     return True
 

@@ -118,6 +118,14 @@ def _service(host: LabHost, verb: str) -> None:
         host.wait()
 
 
+def _end_classic(host: LabHost) -> None:
+    """Stop the classic agent, whose unit goes with its package."""
+    server = f"{host.place.bin}/{host.place.server}"
+    if _is_file(host, server):
+        host.run(server, "-s")
+        host.wait_gone()
+
+
 # omiserver.conf
 
 
@@ -208,7 +216,7 @@ def omi_install(
     """
     classic = not host.is_omi
     if classic:  # the preinstall script knows the older services
-        host.stop()
+        _end_classic(host)
         host.become("omi")
     elif restart:
         _service(host, "stop")
@@ -378,8 +386,10 @@ def _before_removal(host: LabHost, between: Between) -> None:
 
 def scx_remove(host: LabHost, *, restart: bool = True, between: Between = nothing) -> int:
     """Remove scx: its port, its link and its programs go; OMI goes on with the pair."""
+    if not host.is_omi:
+        _end_classic(host)
     _before_removal(host, between)
-    for path in ("/opt/microsoft/scx/bin/tools", "/usr/sbin/scxadmin"):
+    for path in ("/opt/microsoft/scx/bin", "/usr/sbin/scxadmin"):
         _remove(host, path)
     between("the files are removed")
     if restart:
