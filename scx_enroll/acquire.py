@@ -163,6 +163,7 @@ class Acquisition:
         self.records.spend(now)
         self.store.request(
             "submit", ca=ca.server, csr=csr.decode(), spki=want.spki, names=want.spec.dns_names, since=now, tries=1, next=0,
+            rule=want.latch.rule if want.latch else "",
             inputs=want.inputs, due=step.due,
         )
         self.record(conversation.submit(csr, self._identified), want, ca, posted=True)
@@ -355,7 +356,8 @@ class Acquisition:
         self.store.add_generation(generation_of(outcome.leaf, chain, origin))
         state = j.step(j.REQUEST, self.store.journal.request.state, "obtained")
         met = self.records.contacts(ca, CertificateRefused.exit_status if wrong else 0, message)
-        self.store.update(request=j.Request(state=state), backoffs=(), contacts=met, latch=want.latch if not wrong else None)
+        latch = self.store.journal.latch if wrong else want.latch
+        self.store.update(request=j.Request(state=state), backoffs=(), contacts=met, latch=latch)
         self.obtained = True
 
 

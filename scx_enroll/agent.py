@@ -92,6 +92,9 @@ _LAYOUTS: Mapping[str, _Layout] = {
 }
 
 
+KEYS = tuple(layout.keyfile for layout in _LAYOUTS.values())  # where keys stand, unless omiserver.conf moves them
+
+
 def _ports(value: str) -> Optional[Tuple[int, ...]]:
     """Return the ports of a list, 0 and repeats left out; None where strtoul() would not take all of an item."""
     found: List[int] = []

@@ -10,7 +10,7 @@ from scx_enroll.errors import UsageError
 from scx_enroll.idle import say
 
 MAX_WAIT_S = 24 * 3600  # for the lock; a run takes minutes
-VERBS = ("run", "idle", "status", "csr", "install", "submit", "ca-cert", "check", "rollback", "hold", "release")
+VERBS = ("run", "idle", "status", "csr", "install", "submit", "ca-cert", "check", "rollback", "hold", "release", "seal")
 
 HELP = """usage: scx-enroll [options] VERB [options]
 
@@ -21,6 +21,7 @@ Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that 
     --now          wait for no poll interval, back-off or quiet files
     --renew        ask for a new certificate at once
     --adopt ID     take over the request with this ID, where its fate is doubtful
+    --accept-name  this host was renamed: ask for a certificate for its new name
     --wait SECONDS wait for another run to end
     --unattended   for the timer: quiet, and status 0 while nothing needs a person
   idle             for the timer: 0 where the last answer of run stands, else 75
@@ -37,6 +38,7 @@ Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that 
   rollback         go back to what was installed before, prove it, and hold
   hold [REASON]    change nothing until release
   release          end a hold
+  seal             prepare an image: runs do nothing until a clone has it; --delete-key, --undo
 
 options:
   --config FILE    instead of /etc/scx-enroll/scx-enroll.conf; conf.d is looked for beside it
@@ -74,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     made = {}
     for verb in VERBS:
         made[verb] = verbs.add_parser(verb, parents=[common], allow_abbrev=False)
-    for option in ("--dry-run", "--unattended"):
+    for option in ("--dry-run", "--unattended", "--accept-name"):
         made["run"].add_argument(option, action="store_true")
     for verb in ("run", "submit"):
         made[verb].add_argument("--now", action="store_true")
@@ -82,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         made[verb].add_argument("--adopt", type=_request_id, metavar="ID")
     for verb in ("run", "submit", "ca-cert", "check"):
         made[verb].add_argument("--ca", metavar="NAME")
-    for verb in ("run", "install", "submit", "ca-cert", "check", "rollback", "hold", "release"):
+    for verb in ("run", "install", "submit", "ca-cert", "check", "rollback", "hold", "release", "seal"):
         made[verb].add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS")
     for verb in ("run", "status", "install", "submit", "ca-cert", "check", "rollback"):
         made[verb].add_argument("--json", action="store_true", default=argparse.SUPPRESS)
@@ -92,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
     made["ca-cert"].add_argument("--fetch", action="store_true")
     made["check"].add_argument("--retry", action="store_true")
     made["idle"].add_argument("--else-start", action="store_true")
+    for option in ("--delete-key", "--undo"):
+        made["seal"].add_argument(option, action="store_true")
     made["hold"].add_argument("reason", nargs="?", default="", metavar="REASON")
     return top
 

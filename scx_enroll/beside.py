@@ -16,6 +16,10 @@ from scx_enroll.durable import TEMPORARY, explained, move, temporary_file, write
 from scx_enroll.rootfs import Root
 
 COPY = re.compile(r"scx-enroll-([0-9a-f]{16})-([0-9]{1,9})\.pem")
+BAKED_IN = ".scx-enroll-baked-in"  # a dotfile: the agent's packages remove all else in that folder
+KEPT_BAKED_IN = 64  # keys; an image made of an image of an image has three
+_BAKED_IN_HEAD = "# SHA-256 of public keys (DER) that came with an image: no host may use one. See man scx-enroll, seal.\n"
+_OF_THE_AGENT = re.compile(r"(omi|scx)-host-.+\.pem|.+\.pem_(temp|backup)")  # what its tool made, and what its scripts put by
 MIN_FREE_BYTES = 1 << 20  # what one run writes at the most, several times over
 
 
@@ -73,6 +77,31 @@ class Beside:
             temporary = TEMPORARY + secrets.token_hex(8)
             os.symlink(place.text, temporary, dir_fd=folder)
             move(folder, temporary, name)
+
+    def save_baked_in(self, key: str, listed: Tuple[str, ...]) -> None:
+        """Replace the list of baked-in keys beside the agent's key; an empty one is removed."""
+        with self.folder(f"{key.rpartition('/')[0]}/{BAKED_IN}") as (folder, name):
+            if listed:
+                write(folder, name, (_BAKED_IN_HEAD + "".join(f"{one}\n" for one in listed[-KEPT_BAKED_IN:])).encode(), 0o644)
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+                os.fsync(folder)
+
+    def delete_pair(self, key: str, certificate: str) -> None:
+        """Delete the agent's key and the name of its certificate; and beside them our copies, the agent's and what its scripts put by."""
+        target = self.root.resolve(key).path  # the secret first; and the certificate's name before what it leads to: nothing dangles
+        for path in dict.fromkeys((target, key, certificate)):
+            with self.folder(path) as (folder, name):
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+                os.fsync(folder)
+        for path in dict.fromkeys(path.rpartition("/")[0] + "/" for path in (key, certificate)):
+            with self.folder(path) as (folder, _):
+                for name in os.listdir(folder):
+                    if COPY.fullmatch(name) or _OF_THE_AGENT.fullmatch(name):
+                        os.unlink(name, dir_fd=folder)
+                os.fsync(folder)
 
     def set_marker(self, path: str, *, present: bool) -> None:
         """Remove the package's marker file, or make it again."""

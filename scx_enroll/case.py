@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Optional, Tuple, Union
 
-from scx_enroll.journal import RESTARTS_PER_DAY, RESTARTS_PER_HOUR, Backoff, Budget, Journal, Skip
+from scx_enroll.journal import RESTARTS_PER_DAY, RESTARTS_PER_HOUR, Backoff, Budget, Identity, Journal, Skip
 from scx_enroll.pace import Held, Policy, due, expiry, until_of
 
+NOBODY = Identity()
 GUARDED = ("changed", "key")  # not tried again because a command is repeated: accounts lock
 RESTARTS_HINT = "it goes on by itself then; where nobody asked for so many, find out who changes or stops the agent"
 
@@ -36,6 +37,8 @@ class Observed:
     share: int = 0  # this host's place in the spread, 0 .. SHARES - 1
     served_until: int = 0  # when the certificate served expires
     loadable: bool = True  # there are certificate and key, and they belong together: the agent can start
+    identity: Identity = NOBODY  # of this machine, as far as it is known now
+    foreign_key: str = ""  # why the agent's key must not be used
 
     @property
     def running(self) -> bool:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, NoReturn, Optional, Sequence
 
 from scx_enroll.arguments import parser
-from scx_enroll.errors import EnrollError, Unconfigured, UsageError
+from scx_enroll.errors import EnrollError, Sealed, Unconfigured, UsageError
 from scx_enroll.idle import open_standard_files, say
 
 PR_SET_DUMPABLE = 4  # prctl(2); what is started from here begins as usual
@@ -41,9 +41,9 @@ def _fail(error: EnrollError, arguments: Optional[argparse.Namespace]) -> int:
     from scx_enroll import report
 
     given = vars(arguments) if arguments else {}
-    if given.get("unattended") and isinstance(error, Unconfigured):
+    if given.get("unattended") and isinstance(error, (Unconfigured, Sealed)):
         if not given.get("told"):
-            say(sys.stdout, f"scx-enroll: not configured yet: {error.message}\n")
+            say(sys.stdout, f"scx-enroll: {'' if isinstance(error, Sealed) else 'not configured yet: '}{error.message}\n")
         return 0
     from scx_enroll.pace import PATIENT_STATUSES
 

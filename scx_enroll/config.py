@@ -6,6 +6,7 @@ reported at once, and nothing is guessed: an unknown key is an error that names 
 """
 
 import difflib
+import os
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -160,6 +161,11 @@ _LATER: Mapping[str, Tuple[str, ...]] = {"agent": ("key", "new-key"), "report": 
 _HINT = "correct the lines named, then run scx-enroll again"
 
 _NEEDED = ("user", "client-certificate", "client-key")
+
+
+def given(root: Root, path: str) -> Config:
+    """Return the configuration at an ordinary path, or, for "", the usual one beneath the root. Raises as `load`."""
+    return load(Root("/", notes=root.notes), os.path.abspath(path)) if path else load(root)
 
 
 def load(root: Root, path: str = PATH) -> Config:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Callable, Iterator, List, Mapping, Optional, Tuple, TypeVar
 
-from scx_enroll import activate, adoption, naming, observe, plan, request, service, transaction, verify
+from scx_enroll import activate, adoption, naming, observe, plan, request, sealing, service, transaction, verify
 from scx_enroll import agent as agents
 from scx_enroll import config as configs
 from scx_enroll import journal as j
@@ -59,6 +59,7 @@ class Options:
     config: str = ""  # an ordinary path; else the usual one beneath the root
     wish: Wish = Wish()
     wait_s: float = 0.0
+    accept_name: bool = False  # take the name that the host gives itself now
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,11 @@ class Run:
         return Want(ready.spec, seen.key, seen.inputs, seen.held, csr, judge, self.latch(view))
 
     def latch(self, view: View) -> Optional[j.Latch]:
-        """Return the name that `auto` gave, to be kept from the first success on."""
-        if self.site.store.journal.latch or self.config.host.name != "auto":
-            return self.site.store.journal.latch
-        return j.Latch(naming.short_name(self.site.root), view.ready.spec.fqdn)
+        """Return the name that the host gave itself, to be kept from the first success on; None where it is told its name."""
+        if not naming.names_itself(self.config):
+            return None
+        known = naming.latched(self.config, self.site.store.journal)
+        return known or j.Latch(naming.short_name(self.site.root), view.ready.spec.fqdn, self.config.host.name)
 
     def decide(self, view: View) -> Step:
         """Return the next step."""
@@ -131,6 +133,7 @@ class Run:
         self.acquisition.records.forget_old_secrets()
         while len(acts) < MAX_STEPS + len(self.config.cas):
             view = self.look()
+            acts += self.tell(sealing.remember(self.site, view.seen))
             step = self.decide(view)
             if step.action in plan.WAITING:
                 self._clear_strays(view)
@@ -142,6 +145,12 @@ class Run:
             acts.append(step)
             self.tools.acted(step)
         raise EnrollError(f"no end after {len(acts)} steps; the last one was {step.row} {step.action}: {step.reason}")
+
+    def tell(self, steps: Tuple[Step, ...]) -> Tuple[Step, ...]:
+        """Log what was done; returns it."""
+        for step in steps:
+            self.tools.acted(step)
+        return steps
 
     def _clear_strays(self, view: View) -> None:
         """Remove what a killed run left on its way in the agent's folder."""
@@ -155,12 +164,18 @@ class Run:
             self.site.store.update(restarting="")
         if journal.installed and not journal.proven and journal.installed.leaf == view.seen.served:
             self.site.store.update(proven=True)
+        if any(held.leaf == view.seen.certificate and not held.mismatches for held in view.seen.held) and self.latch(view) != journal.latch:
+            self.site.store.update(latch=self.latch(view))
 
     # -- the acts, one for each action of `plan` --------------------------------------------------------------------
 
     def recover(self, _view: View, _step: Step) -> None:
         """L1."""
         transaction.proceed(self.site)
+
+    def another(self, _view: View, _step: Step) -> None:
+        """L0."""
+        raise AgentNotReady("this machine became another one while it was looked at", "run again")
 
     def make_key(self, view: View, _step: Step) -> None:
         """L5."""
@@ -229,6 +244,7 @@ class Run:
 
 
 ACTS: Mapping[str, Callable[[Run, View, Step], None]] = {
+    "set_aside": Run.another,
     "recover": Run.recover,
     "make_key": Run.make_key,
     "adopt": Run.adopt,
@@ -263,9 +279,11 @@ def locked(root: Root, options: Options, tools: Tools) -> Iterator[Site]:
         yield site
 
 
-def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T]) -> T:
-    """Take the lock, finish or undo what a killed run left, even where the configuration no longer reads; then `work`."""
+def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T], *, seals: bool = False) -> T:
+    """Take the lock, see whose state it is, finish or undo what a killed run left, even where no configuration is read; then `work`."""
     with locked(root, options, tools) as site:
+        for done in sealing.settle(site, options.config, seals=seals):
+            tools.acted(done)
         activate.settle_command(site)
         step = plan.interrupted(site.store.journal)
         if step:
@@ -284,12 +302,17 @@ def _forget_the_future(site: Site) -> None:
 
 def config_of(root: Root, options: Options) -> Config:
     """Return the configuration that counts. Raises ConfigError, Unconfigured, HostError."""
-    return configs.load(Root("/", notes=root.notes), os.path.abspath(options.config)) if options.config else configs.load(root)
+    return configs.given(root, options.config)
 
 
 def run(root: Root, options: Options, tools: Tools) -> Result:
     """Make the host match its configuration. Raises EnrollError for what goes wrong on this host."""
-    return _locked(root, options, tools, lambda site: _run(site, options, tools).converge())
+
+    def work(site: Site) -> Result:
+        run = _run(site, options, tools)
+        return run.converge(*(run.tell(sealing.accept_name(site, run.config)) if options.accept_name else ()))
+
+    return _locked(root, options, tools, work)
 
 
 def _run(site: Site, options: Options, tools: Tools) -> Run:
@@ -361,9 +384,7 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
         if seen.certificate == verify.facts(leaf).leaf:
             return run.converge()
         run.put_in_service(view, generation)
-        step = Step("L7", "install", f"{name} was given by the operator", generation=generation.id)
-        tools.acted(step)
-        return run.converge(step)
+        return run.converge(*run.tell((Step("L7", "install", f"{name} was given by the operator", generation=generation.id),)))
 
     return _locked(root, options, tools, work)
 
@@ -377,9 +398,7 @@ def adopt(root: Root, options: Options, tools: Tools, request_id: int, ca: str) 
         if site.store.journal.hold:
             raise AgentNotReady(f"held: {site.store.journal.hold}", "scx-enroll release, then run again")
         adoption.adopt(run.acquisition, request_id, server, run.want(view))
-        step = Step("C1", "take_over", f"request ID {request_id} was named by the operator")
-        tools.acted(step)
-        return run.converge(step)
+        return run.converge(*run.tell((Step("C1", "take_over", f"request ID {request_id} was named by the operator"),)))
 
     return _locked(root, options, tools, work)
 
@@ -404,6 +423,11 @@ def roll_back(root: Root, options: Options, tools: Tools) -> Result:
 def hold(root: Root, options: Options, tools: Tools, reason: str) -> None:
     """Change nothing until released (`reason` given), or release (""); needs no configuration and no agent."""
     _locked(root, options, tools, lambda site: site.store.update(hold=reason))
+
+
+def seal(root: Root, options: Options, tools: Tools, work: Callable[[Site], T]) -> T:
+    """Do what `sealing` does to an image; no other work is done on a host that is sealed."""
+    return _locked(root, options, tools, work, seals=True)
 
 
 def when(at: int) -> str:

@@ -39,6 +39,10 @@ class AgentNotReady(EnrollError):
     exit_status = 4
 
 
+class Sealed(AgentNotReady):
+    """This host is an image's, and nothing is done until its clone is another machine; an unattended run says so and succeeds."""
+
+
 class CAUnreachable(EnrollError):
     """The certification authority gave no usable answer."""
 

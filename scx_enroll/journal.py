@@ -79,6 +79,7 @@ class Request:
     names: Tuple[str, ...] = ()  # that it asks for
     due: int = 0  # when the renewal was planned, 0 where none was
     why: str = ""
+    rule: str = ""  # the `name` in [host] by which the host named itself, "" where it was given its name
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,22 @@ class Skip:
 
 @dataclass(frozen=True)
 class Latch:
-    """The name that `auto` gave, and the host name that it rests on."""
+    """The name that the host gave itself, the host name that it rests on, and the `name` in [host] that asked for it."""
 
     host: str
     fqdn: str
+    rule: str = "auto"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells this machine from others: marks, no values but the name; "" where a part is not known (`machine` has the rule)."""
+
+    machine: str = ""  # of /etc/machine-id
+    product: str = ""  # of the firmware's product UUID
+    name: str = ""
+    key: str = ""  # SHA-256 of the agent's public key, as seen last
+    since: int = 0  # when a part was first seen to have changed, whose old value stands here meanwhile; of a seal: its time
 
 
 @dataclass(frozen=True)
@@ -168,6 +181,9 @@ class Journal:
     skipped: Tuple[Skip, ...] = ()
     hold: str = ""  # why nothing is changed until `release`
     latch: Optional[Latch] = None
+    identity: Optional[Identity] = None  # of the machine that this is the journal of
+    sealed: Optional[Identity] = None  # of the machine on which the image was sealed
+    strangers: Tuple[str, ...] = ()  # SHA-256 of public keys that are other machines', or an image's
 
 
 @dataclass(frozen=True)

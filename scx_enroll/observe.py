@@ -8,21 +8,19 @@ import hashlib
 import json
 import os
 import pwd
-import socket
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from scx_enroll import agent as agents
+from scx_enroll import identity, naming, pace, request, service, verify
 from scx_enroll import journal as j
-from scx_enroll import pace, request, service, verify
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.case import Observed
 from scx_enroll.config import CA, Config
 from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, HostError
 from scx_enroll.idle import STATE
-from scx_enroll.naming import host_fqdn
 from scx_enroll.pace import Held, Policy
 from scx_enroll.request import RequestSpec
 from scx_enroll.rootfs import Root
@@ -153,10 +151,11 @@ def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now:
     Raises ConfigError and HostError; an agent that isn't there, isn't ready or is being changed is a fact, not an error.
     """
     try:
-        return _look(root, store, config, pool, now, known)
+        view = _look(root, store, config, pool, now, known)
     except FileNotFoundError as gone:
         seen = Observed(blocked=f"{gone.filename} went away while it was looked at", blocked_hint="run again when its files are quiet")
-        return View(seen, policy_of(config, ""), None)
+        view = View(seen, policy_of(config, ""), None)
+    return replace(view, seen=replace(view.seen, identity=identity.read(root)))
 
 
 def _process(root: Root, agent: Agent, journal: j.Journal, *, loadable: bool) -> str:
@@ -174,7 +173,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         return View(Observed(blocked=problem.message, blocked_hint=problem.hint), policy_of(config, ""), None)
     certificates = certificates_of(pair.certificate)
     installed = _facts(certificates)
-    fqdn = host_fqdn(root, config, store.journal.latch, installed)
+    fqdn = naming.host_fqdn(root, config, store.journal, installed)
     spec = RequestSpec(fqdn, config.host.alternative_names)
     share = share_of(fqdn)
     by_server = {ca.server: ca for ca in config.cas}
@@ -226,11 +225,12 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         share=share,
         served_until=served.not_after if served else 0,
         loadable=loadable,
+        foreign_key=identity.foreign(root, agent, store.journal, spki),
     )
     notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
     turns = _turns(root, config, {*certificates, *pool, *(der for one in generations for der in stored(one))})
     turns += tuple(contact.ends - _lifetime_s(one) for contact in store.journal.contacts for one in generations)  # _ca_notes
-    resolved = config.host.name == "auto" and store.journal.latch is None
+    resolved = config.host.name == "auto" and naming.latched(config, store.journal) is None
     ready = Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes, turns, answer.der, resolved)
     return View(seen, policy_of(config, fqdn, root, now), ready)
 
@@ -322,14 +322,8 @@ def inputs_of(config: Config, spec: RequestSpec, spki: str) -> str:
 def _notes(
     root: Root, store: Store, config: Config, certificates: Tuple[bytes, ...], spec: RequestSpec
 ) -> Tuple[str, ...]:
-    notes = list(verify.warnings(certificates[0], spec, rules_of(config.cas[0], config))) if certificates else []
-    latch = store.journal.latch
-    if config.host.name == "auto" and latch and root.live and latch.host != socket.gethostname():
-        notes.append(
-            f"this host was renamed from {latch.host} to {socket.gethostname()}; its certificate goes on naming {latch.fqdn}; "
-            "to change that, set name in [host]"
-        )
-    return tuple(notes)
+    notes = verify.warnings(certificates[0], spec, rules_of(config.cas[0], config)) if certificates else ()
+    return tuple(filter(None, (*notes, naming.renamed(root, config, store.journal))))
 
 
 def _ca_notes(

@@ -8,17 +8,38 @@ whatever the certification authority is doing; CA (`asking`) sees to it that a f
 from dataclasses import replace
 from typing import Callable, List, Optional, Tuple, Union
 
+from scx_enroll import machine
 from scx_enroll.asking import CA
 from scx_enroll.case import Case, Observed, Step, Wish, within_restarts
-from scx_enroll.journal import DAY_S, HOUR_S, Backoff, Budget, Journal, Skip
+from scx_enroll.journal import DAY_S, HOUR_S, Backoff, Budget, Identity, Journal, Skip
 from scx_enroll.pace import Policy, runs_out_at
 
 WAITING = ("wait", "hold", "nothing")
 REST_S = 7 * DAY_S  # as long as any answer stands: then everything is looked at, whatever nobody thought of
+MANY = 2  # parts of a machine's identity that no single machine changes within a week
 MAX_SETTLE_S = 30 * 60  # files that never rest are not waited for any longer
 
 
 # -- local: serve the best valid certificate that is held -----------------------------------------------------------
+
+
+def whose(journal: Journal, seen: Identity) -> Optional[Step]:
+    """L0: what to do about a state that is another machine's, or of a host that was sealed; needs no configuration."""
+    known, sealed = journal.identity, journal.sealed
+    if sealed:
+        changed = (*machine.changed(sealed, seen), *machine.appeared(sealed, seen))
+        if changed:
+            return Step("L0", "set_aside", f"the image was sealed on another machine: {', '.join(changed)} differ")
+        reason = "this host is sealed: nothing is done until another machine has its state"
+        return Step("L0", "wait", reason, status=4, hint="make the image of it; to go on with this host itself: scx-enroll seal --undo")
+    changed = machine.changed(known, seen) if known else ()
+    if len(changed) < MANY:
+        return None
+    return Step("L0", "set_aside", f"the state is another machine's: {', '.join(changed)} differ")
+
+
+def _another_machine(case: Case) -> Optional[Step]:
+    return whose(case.journal, case.seen.identity)
 
 
 def interrupted(journal: Journal) -> Optional[Step]:
@@ -61,6 +82,12 @@ def _no_key(case: Case) -> Optional[Step]:
     return None if case.seen.key else Step("L5", "make_key", "the agent has no key")
 
 
+def _foreign_key(case: Case) -> Optional[Step]:
+    if not case.seen.foreign_key:
+        return None
+    return Step("L6", "wait", case.seen.foreign_key, status=4, hint="let the agent's own tool make another one: scxsslconfig -f")
+
+
 def _adoptable(case: Case) -> Optional[Step]:
     if not case.seen.stranger:
         return None
@@ -95,8 +122,8 @@ def _not_listening(case: Case) -> Optional[Step]:
 Row = Callable[[Case], Optional[Step]]
 
 LOCAL: Tuple[Row, ...] = (
-    _interrupted, _agent_missing, _held_by_operator, _others_at_work, _no_key, _adoptable, _not_installed, _not_served,
-    _not_listening,
+    _another_machine, _interrupted, _agent_missing, _held_by_operator, _others_at_work, _no_key, _foreign_key, _adoptable, _not_installed,
+    _not_served, _not_listening,
 )
 
 def _soonest(case: Case, until: Optional[int]) -> Optional[int]:
@@ -120,7 +147,7 @@ def decide(
         if asked.action not in WAITING:
             return asked
         step = replace(step, until=min(step.until, asked.until or step.until))
-    waits = step.action in ("wait", "nothing") and step.row not in ("L2", "L3")
+    waits = step.action in ("wait", "nothing") and step.row not in ("L0", "L2", "L3", "L6")
     return replace(step, until=_soonest(case, step.until)) if waits else step
 
 
@@ -136,6 +163,7 @@ def rest(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: 
     moments = [now + REST_S, step.until, runs_out_at(seen.held), journal.request.next]
     moments += [moment for held in seen.held for moment in (held.not_before, held.not_after, held.obtained)]
     moments.append(policy.opens - HOUR_S)  # from then on the timer's run arranges a look at the very time
+    moments += [journal.identity.since + machine.SETTLE_S] if journal.identity else []
     moments += [at + DAY_S for at in times]  # what the day was spent on is told
     moments += [*(backoff.at for backoff in journal.backoffs), *(skip.at for skip in journal.skipped)]
     return step, min(moment for moment in moments if moment is not None and moment > now)

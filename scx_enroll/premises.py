@@ -57,6 +57,7 @@ def _written(
     notes = root.notes
     claims = [f"looked {was} {path}" for path, was in notes.looked.items()]
     claims += [f"listed {was} {path}" for path, was in notes.listed.items()]
+    claims += [f"says {said} {path}" for path, said in notes.said.items()]
     claims += [f"unlocked free {path}" for path in sorted(notes.unlocked)]
     claims += [f"process ended {pid}" for pid in notes.ended]
     claims += [f"unit {state or '-'} {name}" for name, state in notes.units.items()]

@@ -8,7 +8,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
-from scx_enroll import binding, journal, pace, verify
+from scx_enroll import binding, journal, machine, pace, verify
 from scx_enroll.case import Step
 from scx_enroll.enroll import Result
 from scx_enroll.errors import EnrollError
@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # most runs have nothing to do with them
 
 VERSION = 1
 ACTED = {
+    "set_aside": "set another machine's state aside",
+    "notice": "noticed a change of this machine",
+    "accept_name": "took the name that this host has now",
     "recover": "finished or undid what an interrupted run began",
     "make_key": "let the agent's own tool make a key",
     "adopt": "adopted the certificate that is installed",
@@ -36,10 +39,13 @@ ACTED = {
 }
 
 
+TOLD = ("abandon", "take_over", "set_aside", "notice", "accept_name")  # with row and reason
+
+
 def acted(step: Step, *, verbose: bool) -> str:
     """Return the log line of an act that was carried out; `verbose`, and where it has the request ID: with its row and reason."""
     line = ACTED[step.action].format(generation=step.generation, ca=step.ca)
-    return f"scx-enroll: {line}" + (f" ({step.row}: {step.reason})" if verbose or step.action in ("abandon", "take_over") else "") + "\n"
+    return f"scx-enroll: {line}" + (f" ({step.row}: {step.reason})" if verbose or step.action in TOLD else "") + "\n"
 
 
 def failure(error: EnrollError) -> str:
@@ -102,6 +108,9 @@ def document(result: Result, now: int) -> Dict[str, Any]:
             for b in (*state.backoffs, *budget.refused) if b.ca != journal.NOWHERE
         ],
         "hold": state.hold or None,
+        "sealed": state.sealed.since if state.sealed else None,
+        "changed": list(machine.changed(state.identity, seen.identity)) if state.identity else [],
+        "foreign_key": seen.foreign_key or None,
         "budget": {
             "certificates": sum(s.counts for s in budget.submissions),
             "submissions": len(budget.submissions),
@@ -151,6 +160,16 @@ def _shown(request: Mapping[str, Any]) -> str:
     return f"{'pending' if request['pending'] else request['state']}, {known}, at {request['ca']}, since {when(request['since'])}"
 
 
+def _conditions(facts: Mapping[str, Any]) -> List[List[str]]:
+    shown = {
+        "hold": facts["hold"],
+        "sealed": facts["sealed"] and f"as an image, {when(facts['sealed'])}",
+        "this machine": facts["changed"] and f"{', '.join(facts['changed'])} changed",
+        "key": facts["foreign_key"],
+    }
+    return [[name, text] for name, text in shown.items() if text]
+
+
 def as_status(facts: Mapping[str, Any]) -> str:
     """Return a document as `status` shows it."""
     if "error" in facts:
@@ -184,8 +203,7 @@ def as_status(facts: Mapping[str, Any]) -> str:
         until = when(w["until"]) if w["until"] else "the configuration, the key or the password changes"
         told = w["message"] if w["ca"] and w["message"].startswith(w["ca"]) else f"{w['ca'] or 'any CA'}: {w['message']}"
         rows.append(["waiting", f"{told}; until {until}"])
-    if facts["hold"]:
-        rows.append(["hold", facts["hold"]])
+    rows += _conditions(facts)
     budget = facts["budget"]
     spent = (
         f"submissions {budget['submissions']} of {budget['submissions_per_day']}, certificates issued or possibly issued "

@@ -59,7 +59,8 @@ class Notes:
 
     The words are those of `idle`. `looked`: what stood there, None where two looks saw different things; `changed_ns`: when
     that, or the names in a folder that was read, changed last; `unlocked`: files whose locks were looked at; `ended`: processes
-    that files name and that were gone; `units`: services and the states that systemd gave.
+    that files name and that were gone; `units`: services and the states that systemd gave; `said`: what
+    files of the kernel's held.
     """
 
     since_ns: int = field(default_factory=time.time_ns)
@@ -69,6 +70,7 @@ class Notes:
     ended: Set[int] = field(default_factory=set)
     changed_ns: Dict[str, int] = field(default_factory=dict)
     units: Dict[str, str] = field(default_factory=dict)
+    said: Dict[str, str] = field(default_factory=dict)
 
     def look(self, path: str, found: Optional[os.stat_result]) -> None:
         """Note what stands at a path, None for nothing."""
@@ -307,6 +309,12 @@ class Root:
             raise
         with _explained(path):
             return _bounded(fd, path, limit)
+
+    def kernel_says(self, path: str) -> bytes:
+        """Return what a small file of the kernel's holds; none where it can't be read. It is noted by that, not by its times."""
+        real = self.aside().host_path(path)
+        self.notes.said[real] = idle.says(real)
+        return bytes.fromhex(self.notes.said[real])
 
     def listdir(self, path: str) -> Tuple[str, ...]:
         """Return the names in a folder, sorted; none if it is absent."""

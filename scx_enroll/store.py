@@ -29,6 +29,7 @@ KEPT_ORIGINALS = 8
 KEPT_PAGES = 5
 KEPT_ERRANDS = 1000  # some kB each; a certificate of an older one is asked for anew
 LOCK_POLL_S = 0.2
+_ONES_OWN = ("generations", "original", "pages", "submitted")  # folders that mean nothing to another machine
 
 @dataclass(frozen=True)
 class Generation:
@@ -297,6 +298,30 @@ class Store:
                 write(folder, STATUS_NAME, status.encode("utf-8", "backslashreplace"), 0o644)
             finally:
                 os.close(folder)
+
+    def set_aside(self, fresh: j.Journal) -> str:
+        """Move another machine's state to foreign/, and begin with a fresh journal; the budget stays. Returns where it is now."""
+        with explained(f"{STATE}/foreign"), self._folder("foreign", create=True) as above:
+            number = max((int(name) for name in os.listdir(above) if name.isdigit()), default=0) + 1
+        path = f"{STATE}/foreign/{number}"
+        with explained(path), self._folder(f"foreign/{number}", create=True) as aside, self._folder("") as folder:
+            os.link("journal.json", "journal.json", src_dir_fd=folder, dst_dir_fd=aside)  # it counts until the fresh one is there
+            for name in (*_ONES_OWN, PREMISES):
+                with suppress(FileNotFoundError):
+                    os.rename(name, name, src_dir_fd=folder, dst_dir_fd=aside)
+            os.fsync(aside)
+            os.fsync(folder)
+        self.save_journal(fresh)
+        return path
+
+    def empty(self) -> None:
+        """Remove what an image needs nothing of: certificates obtained or replaced, pages, requests of other hosts."""
+        with explained(STATE), self._folder("") as folder:
+            for name in _ONES_OWN:
+                remove_tree(folder, name)
+            with suppress(FileNotFoundError):
+                os.unlink(PREMISES, dir_fd=folder)
+            os.fsync(folder)
 
     def save_premises(self, premises: bytes) -> None:
         """Leave what this run's answer rests on for the next; needs no lock, since the lock's time is among it."""

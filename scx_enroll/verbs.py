@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, Protocol, Sequence
 
-from scx_enroll.errors import Busy, EnrollError, HostError, Unconfigured, UsageError
+from scx_enroll.errors import Busy, EnrollError, HostError, Sealed, Unconfigured, UsageError
 from scx_enroll.idle import say
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
@@ -55,7 +55,7 @@ class Call:
             raise UsageError("--live goes with --root", "without --root this host's own agent is meant anyway")
         self.root = Root(self.given.get("root", "/"), self.flag("live"))
         wish = Wish(now=self.flag("now"), renew=self.flag("renew"))
-        self.options = enroll.Options(self.given.get("config", ""), wish, self.given.get("wait", 0.0))
+        self.options = enroll.Options(self.given.get("config", ""), wish, self.given.get("wait", 0.0), self.flag("accept_name"))
         self.signals = signals
         self.told: Any = sys.stdout  # where acts are told
         self.progress = _progress(verbose=self.flag("verbose"))
@@ -149,7 +149,7 @@ class Call:
         if not isinstance(error, Busy):  # the other run tells
             self.given["told"] = unattended.is_told(self.root, error.message)
             self._publish({**self.report.error_document(error), "time": self.tools.clock()})
-        if isinstance(error, Unconfigured):
+        if isinstance(error, (Unconfigured, Sealed)):
             self._leave_premises(error)
         elif timed:
             unattended.look_again(error.exit_status, None, self.tools.clock())
@@ -159,7 +159,7 @@ class Call:
 
         config = os.path.abspath(self.options.config) if self.options.config else ""
         with suppress(Exception):  # the run has ended and said so; the next one looks again
-            write = premises.of_nothing if isinstance(result, Unconfigured) else premises.of
+            write = premises.of_nothing if isinstance(result, EnrollError) else premises.of
             known = write(self.root, config, result, self.tools.clock())
             if known:
                 self.tools.store(self.root).save_premises(known)
@@ -167,9 +167,10 @@ class Call:
     def _check_adopt(self) -> None:
         if self.given["ca"] and self.given["adopt"] is None:
             raise UsageError("--ca says at which CA the request of --adopt is", "give --adopt ID too, or leave --ca out")
-        for option in ("dry_run", "unattended", "renew"):
-            if self.given["adopt"] is not None and self.flag(option):
-                raise UsageError(f"--adopt does not go with --{option.replace('_', '-')}", "leave one of them out")
+        for first, others in (("adopt", ("dry_run", "unattended", "renew", "accept_name")), ("accept_name", ("dry_run", "unattended"))):
+            for option in others:
+                if self.given[first] not in (None, False) and self.flag(option):
+                    raise UsageError(f"--{first.replace('_', '-')} does not go with --{option.replace('_', '-')}", "leave one of them out")
 
     def _is_late(self, error: EnrollError) -> bool:
         """Say whether a failure that is only waited for needs a person, since what is held runs out."""
@@ -301,6 +302,21 @@ class Call:
         return 0
 
 
+    def seal(self) -> int:
+        """Prepare an image, or go on with the host that was sealed."""
+        from scx_enroll import sealing
+
+        if self.flag("undo"):
+            if self.flag("delete_key"):
+                raise UsageError("--undo does not go with --delete-key", "leave one of them out")
+            undone = self._carefully(self.enroll.seal, lambda site: sealing.unseal(site, self.options.config))
+            say(sys.stdout, "scx-enroll: " + ("not sealed any more; the next run goes on\n" if undone else "this host is not sealed\n"))
+            return 0
+        sealed = self._carefully(self.enroll.seal, lambda site: sealing.seal(site, self.options.config, delete_key=self.flag("delete_key")))
+        say(sys.stdout, sealing.told(sealed))
+        return 0
+
+
 VERBS: Dict[str, Callable[[Call], int]] = {
     "run": Call.run,
     "status": Call.status,
@@ -312,4 +328,5 @@ VERBS: Dict[str, Callable[[Call], int]] = {
     "rollback": Call.rollback,
     "hold": Call.hold,
     "release": Call.release,
+    "seal": Call.seal,
 }

@@ -603,8 +603,8 @@ def test_an_act_without_words():
     assert set(report.ACTED) >= set(enroll.ACTS)
     for action in enroll.ACTS:
         step = Step("C4", action, "why {not} formatted", generation="g", ca="ca01")
-        assert re.fullmatch(r"scx-enroll: [^{}]+ \(C4: why {not} formatted\)\n", report.acted(step, verbose=action != "abandon"))
-        if action != "abandon":  # it is told with its reason, which names the request ID: somebody may have to withdraw it
+        assert re.fullmatch(r"scx-enroll: [^{}]+ \(C4: why {not} formatted\)\n", report.acted(step, verbose=action not in report.TOLD))
+        if action not in report.TOLD:  # those are told with their reason, which has a request ID, or what has changed
             assert re.fullmatch(r"scx-enroll: [^{}:]+\n", report.acted(step, verbose=False))
 
 

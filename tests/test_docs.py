@@ -31,14 +31,14 @@ IN_THE_LAB = (
     (r"^systemctl .*$", ":"),  # there is no systemd in the tree
     (r"^journalctl .*$", ":"),
     (r"^(?:apt|dnf|zypper) .*$", ":"),
-    (r"\bscx-enroll (?=(?:run|check|status|csr|install|submit|ca-cert|hold|release|rollback)\b)", "{program} --root {root} --live "),
+    (r"\bscx-enroll (?=(?:run|check|status|csr|install|submit|ca-cert|hold|release|rollback|seal)\b)", "{program} --root {root} --live "),
     (r"lin01\.corp\.example:1270", "127.0.0.1:{port}"),
     (r"ca01\.corp\.example", "{server}"),
     (r"(?<![\w.}}])/(?=opt/|etc/|usr/)", "{root}/"),
     (r"\b(?=lin01\.(?:csr|p7b)\b|aix01\.(?:csr|pem)\b|corp-root-ca\.cer\b)", "{folder}/"),
 )
 # Commands that end with something else than 0, because a session in the lab takes seconds where the pages take days.
-STATUSES = {}
+STATUSES = {"scx-enroll run --accept-name": 2}  # the host of the page is told its name
 
 
 def text_of(checkout, name):
@@ -291,6 +291,7 @@ CAUSES = {
     "/etc/opt/omi/conf/omiserver.conf": lambda site: site.host.make_file(site.host.conf, "httpsport=0\n"),
     "the agent's files changed": _unsettled,
     "the agent does not answer": lambda site: site.host.kill(),
+    "this host is sealed": lambda site: site.run("seal"),
     "ca01.corp.example refused the connection": lambda site: site.ca.stop(),
     "the TLS certificate of": _switched(https="unknown-ca"),
     "ca01.corp.example has no /certsrv": _switched(answer="404"),

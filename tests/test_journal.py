@@ -104,7 +104,7 @@ places = st.builds(
 requests = st.one_of(
     st.builds(
         j.Request, state=st.just("submitted"), ca=texts, csr=texts, spki=texts, id=times, since=times, tries=times, next=times,
-        pending=st.booleans(), answered=st.booleans(), why=texts,
+        pending=st.booleans(), answered=st.booleans(), why=texts, rule=texts,
     ),
     st.builds(j.Request, state=st.sampled_from([s for s in j.REQUEST if s != "submitted"]), id=st.none() | times, ca=texts, next=times),
 )
@@ -130,7 +130,10 @@ journals = st.builds(
     backoffs=backoffs,
     skipped=st.lists(st.builds(j.Skip, texts, texts, times, times, retries, times, texts), max_size=3).map(tuple),
     hold=texts,
-    latch=st.none() | st.builds(j.Latch, texts, texts),
+    latch=st.none() | st.builds(j.Latch, texts, texts, texts),
+    identity=st.none() | st.builds(j.Identity, texts, texts, texts, texts, times),
+    sealed=st.none() | st.builds(j.Identity, texts, texts, texts, texts, times),
+    strangers=st.lists(texts, max_size=3).map(tuple),
     contacts=st.lists(st.builds(j.Contact, texts, times, times, texts, texts, times, st.booleans()), max_size=3).map(tuple),
     revoked=st.lists(texts, max_size=3).map(tuple),
     question=times,

@@ -16,6 +16,7 @@ from scx_enroll.journal import (
     RESTARTS_PER_HOUR,
     Backoff,
     Budget,
+    Identity,
     Installation,
     Journal,
     Place,
@@ -572,11 +573,13 @@ def test_a_skipped_generation_is_not_asked_for_again():
 
 # What brings each row about, all of which can hold at once; the rows in the order of the tables.
 CAUSES = [
+    ("L0", dict(identity=Identity("m", "p")), dict(identity=Identity("n", "q"))),
     ("L1", dict(), dict(installation=Installation("installing", target=Place("link"), previous=Place("link")))),
     ("L2", dict(blocked="no agent"), dict()),
     ("L4", dict(), dict(hold="by the operator")),
     ("L3", dict(busy="dpkg"), dict()),
     ("L5", dict(key=""), dict()),
+    ("L6", dict(foreign_key="it came with the image"), dict()),
     ("L7", dict(certificate="self", held=(OLD,)), dict()),
     ("L8", dict(served="other", held=(OLD,)), dict()),
     ("C1", dict(), dict(request=replace(SENT, ca="gone"))),
