@@ -124,8 +124,8 @@ def proceed(site: Site) -> None:
     """
     entry = site.store.journal.installation
     leave_packagers_alone(site)
-    agent = replace(agents.find(site.root, entry.layout, entry.port), certificate=entry.certificate)
-    if not any(_stands(site, entry.certificate, _known(place)) for place in (entry.target, entry.previous)):
+    agent = _agent(site, entry)
+    if agent is None or not any(_stands(site, entry.certificate, _known(place)) for place in (entry.target, entry.previous)):
         site.store.installation("undone" if entry.state == "installing" else "kept")
         return
     if entry.state == "installing":
@@ -143,6 +143,18 @@ def proceed(site: Site) -> None:
             raise
     if site.store.journal.installation.state == "rolling_back":
         _backward(site, agent)
+
+
+def _agent(site: Site, entry: j.Installation) -> Optional[Agent]:
+    """Return the agent whose installation is open, None where it reads another name now: a migration, or another conf.
+
+    Raises AgentNotReady where there is none that can be looked at.
+    """
+    try:
+        found = agents.find(site.root, entry.layout, entry.port)
+    except AgentNotReady:
+        found = agents.find(site.root, "auto", entry.port)
+    return found if found.certificate == entry.certificate else None
 
 
 def _open_unchanged(site: Site) -> bool:

@@ -700,6 +700,9 @@ def test_the_program_form_does_the_same(tmp_path):
         assert lab("accept-all").returncode == 0
         assert lab("scom-sign").returncode == 0
         assert host.served() == host.leaf()
+        assert b"omi install" in lab("script").stdout
+        assert lab("script", "omi install, pair distrusted").returncode == 0
+        assert os.path.exists(host.path("/etc/opt/omi/ssl/.omi_cert_marker"))
         assert lab("stop").returncode == 0
         assert host.pid == 0
 

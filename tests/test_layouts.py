@@ -9,12 +9,12 @@ from typing import Dict, Iterator, List, Set
 
 import pytest
 
-from scx_enroll import enroll
+from scx_enroll import enroll, transaction
 from scx_enroll.enroll import Options
 from tests.lab import standin
 from tests.lab.agent import LAYOUTS, Entry, LabHost, fingerprint, served_leaf
 from tests.lab.ca import LabCA
-from tests.lab.packagescripts import MARKER, SCRIPTS, SCX_PEM, bundle_upgrade
+from tests.lab.packagescripts import MARKER, OMI_PEM, SCRIPTS, SCX_PEM, bundle_upgrade, omi_install
 from tests.scene import Scene
 
 EC = "ec:secp256r1"
@@ -178,6 +178,63 @@ def test_an_agent_that_is_silent_for_another_reason_is_left_alone(tmp_path: Path
         os.unlink(host.path(host.place.pid))
         assert scene.run().status == 0  # stopped on purpose
         assert (host.pid, ca.count_post) == (0, posts + 1)
+
+
+def kill_at_the_restart(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run ends between the change and its proof, as where the power fails."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_arguments: object, **_names: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transaction, "prove", kill)
+        with pytest.raises(Killed):
+            scene.run()
+
+
+def test_an_open_installation_ends_with_a_migration(tmp_path: Path, ca: LabCA, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout that it belongs to never comes back: it must not be waited for."""
+    with LabHost(tmp_path / "host", "classic-omi", key=EC) as host:
+        host.start()
+        scene, posts = Scene(host, [ca]), ca.count_post
+        kill_at_the_restart(scene, monkeypatch)
+        bundle_upgrade(host, kind=EC)
+        with watched(host):
+            ended = scene.run()
+        assert (ended.status, ended.rows) == (0, ("L1",)), ended
+        assert scene.is_enrolled()
+        assert (ca.count_post, host.restarts) == (posts + 1, 0)
+
+
+def test_an_open_installation_ends_where_the_agent_reads_another_pair(
+    tmp_path: Path, ca: LabCA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An rpm has replaced the conf: what is installed under the old name can't be proved, and is no failure."""
+    with LabHost(tmp_path / "host", "omi-apart", key=EC) as host:
+        host.start()
+        scene = Scene(host, [ca])
+        kill_at_the_restart(scene, monkeypatch)
+        omi_install(host, version="1.8.1", conf_replaced=True)
+        with watched(host):
+            ended = scene.run()
+        assert (ended.status, ended.rows) == (0, ("L1", "C4", "L7")), ended
+        assert host.certificate == OMI_PEM
+        assert scene.is_enrolled()
+        assert host.restarts == 1
+
+
+def test_a_refused_certificate_leaves_a_fresh_agent_as_it_was(tmp_path: Path, ca: LabCA) -> None:
+    """The marker, too: without it the next upgrade of scx would keep the pair that OMI made."""
+    with LabHost(tmp_path / "host", "omi-regular", key=EC) as host:
+        host.start()
+        host.refuse_new()
+        scene, before, served = Scene(host, [ca]), host.snapshot(), host.served()
+        with watched(host):
+            assert scene.run().status == 9
+        assert (host.snapshot(), host.served()) == (before, served)
 
 
 def test_two_agents_are_refused_with_what_was_seen(tmp_path: Path, ca: LabCA) -> None:

@@ -737,6 +737,8 @@ def _parser() -> argparse.ArgumentParser:
         ("make-stray", "make the running process one that restarts don't reach"),
     ):
         verbs.add_parser(verb, help=text)
+    script = verbs.add_parser("script", help="run a package's script, without a restart; list them where none is named")
+    script.add_argument("name", nargs="?", choices=tuple(packagescripts.SCRIPTS), metavar="NAME")
     knob = verbs.add_parser("set", help="set knobs; the value is JSON or a text, null removes")
     knob.add_argument("pairs", nargs="+", metavar="NAME=VALUE")
     return parser
@@ -779,6 +781,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     host = LabHost(options.root, make=False)
     if options.verb == "show":
         print(json.dumps(_show(host), indent=1))
+    elif options.verb == "script" and not options.name:
+        print("\n".join(packagescripts.SCRIPTS))
+    elif options.verb == "script":
+        packagescripts.SCRIPTS[options.name](host)
     elif options.verb == "set":
         host.knobs(**{name: _value(text) for name, _, text in (pair.partition("=") for pair in options.pairs)})
     else:

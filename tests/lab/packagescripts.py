@@ -6,7 +6,8 @@ In a test:
     packagescripts.scx_install(host, between=lambda done: ...)   # called after each step, with its name
 
 Each is true to what it stands for, failures included: the exit status is returned, the files stay as they then are. None looks
-at what the conf says about the pair: the packages know /etc/opt/omi/ssl only. `restart=False` leaves the agent's process alone.
+at what the conf says about the pair: the packages know /etc/opt/omi/ssl only. `restart=False` leaves the agent's process alone,
+but for a purge and for the classic agent, which ends where OMI is installed over it.
 The facts page on the agent (section 6) has the whys. On a host with a classic agent, OMI and then scx is the migration.
 """
 
@@ -418,14 +419,13 @@ def bundle_reinstall(
 
 
 def purge(host: LabHost, *, restart: bool = True, between: Between = nothing) -> int:
-    """Remove both packages and all that is theirs, as `--purge` does."""
+    """Remove both packages and all that is theirs, as `--purge` does. The agent ends, whatever `restart` says: its pid file goes."""
     scx_remove(host, restart=False, between=between)
     for kept in ("/etc", "/opt", "/var/opt"):
         _remove(host, f"{kept}/opt/microsoft/scx" if kept == "/etc" else f"{kept}/microsoft/scx")
     between("what was scx's is removed")
+    host.kill()
     omi_remove(host, restart=False, between=between)
-    if restart:
-        host.kill()
     for path in ("/etc/opt/omi", "/var/opt/omi"):
         _remove(host, path)
     between("what was OMI's is removed")
@@ -453,6 +453,12 @@ def purge_and_install(
 def scom_discover(host: LabHost) -> bytes:
     """Return what SCOM's `cat` of scx.pem brings it, b"" where that leads nowhere."""
     return host.read(SCX_PEM) if _is_file(host, SCX_PEM) else b""
+
+
+def _public_key(certificate: bytes) -> Any:
+    """Return a certificate's key; openssl takes the agent's own ones, v1 with extensions, whatever a library thinks of them."""
+    done = subprocess.run(["openssl", "x509", "-noout", "-pubkey"], input=certificate, stdout=subprocess.PIPE, check=True)
+    return serialization.load_pem_public_key(done.stdout)
 
 
 def scom_signed(host: LabHost, public_key: Any) -> bytes:
@@ -490,7 +496,7 @@ def scom_sign(
     found = found or scom_discover(host)
     if not found and public_key is None:
         return None
-    key = public_key or x509.load_pem_x509_certificate(found).public_key()
+    key = public_key or _public_key(found)
     between("the certificate is fetched")
     der = scom_signed(host, key)
     if os.path.exists(host.resolve(SCX_PEM)):  # cp does not write through a link that leads nowhere
