@@ -14,7 +14,7 @@ $(shell [ ! -e $(ENV) ] || { $(ENV)/bin/python -c '' && grep -qF '$(CURDIR)/$(EN
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test fast slow lint matrix packages bench ticks load fleet clean
+.PHONY: help demo test fast slow lint matrix packages bench ticks load fleet model clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,10 @@ load: $(ENV)/.package ## a few hundred hosts at one CA at once; HOSTS=300
 
 fleet: $(ENV)/.package ## simulate 100,000 hosts in every scenario, for half an hour; writes docs/fleet.md and its picture
 	$(PY) -m tests.fleet --write
+
+model: $(ENV)/.test ## let everybody who works on a host act in random order, thousands of times; N=5000, REAL=50 with real processes
+	$(PY) -m tests.model --sequences $(or $(N),5000)
+	$(if $(REAL),$(PY) -m tests.model --real --steps 10 --sequences $(REAL))
 
 clean: ## remove the environments, the caches and what building left
 	rm -rf --one-file-system .venv .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

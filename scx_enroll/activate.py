@@ -102,9 +102,9 @@ def within_budget(site: Site, needed: int) -> j.Budget:
     return site.store.budget.kept(now)
 
 
-def _spend(site: Site, leaf: str) -> None:
+def _spend(site: Site, leaf: str, reserve: int) -> None:
     """Count a restart. That we stop the agent is in the journal before, so that it is never taken for somebody's purpose."""
-    budget = within_budget(site, 1)
+    budget = within_budget(site, 1 + reserve)
     site.store.save_budget(replace(budget, restarts=(*budget.restarts, site.clock())))
     site.store.update(restarting=leaf)
 
@@ -121,9 +121,9 @@ def _call(site: Site, *command: str) -> str:
     return said
 
 
-def _control(site: Site, agent: Agent, word: str, leaf: str) -> str:
+def _control(site: Site, agent: Agent, word: str, leaf: str, reserve: int) -> str:
     """Run scxadmin, within the budget, and whatever systemd's own limit of starts (five in ten seconds, its own included) says."""
-    _spend(site, leaf)
+    _spend(site, leaf, reserve)
     if systemd.manages(site.root.path):
         systemd.forget_failures(agent.unit)
     return _call(site, agent.scxadmin, word)
@@ -142,19 +142,19 @@ def _bring_up(site: Site, agent: Agent, leaf: str, *, reserve: int) -> Tuple[ser
     """
     before, stray = _instance(site, agent), unit.outside(site.root, agent)
     if stray:
-        return _replace(site, agent, leaf, stray)
-    said = _control(site, agent, "-restart", leaf)
+        return _replace(site, agent, leaf, stray, reserve)
+    said = _control(site, agent, "-restart", leaf, reserve)
     seen = _await(site, agent, leaf, before)
     if seen.leaf != leaf and before[0] and _instance(site, agent) == before and agents.process(site.root, agent) == "running":
         if not _has_room(site, 1 + reserve):
             end = f"{agent.server} -s"
             message = f"{agents.SERVER}, process {before[0]}, goes on through a restart ({end} ends it)"
             raise AgentNotReady(message, _by_hand(agent, before[0], end))
-        return _replace(site, agent, leaf, before[0])
+        return _replace(site, agent, leaf, before[0], reserve)
     stopped = not seen.listening and agents.process(site.root, agent) == "stopped"
     if stopped and _has_room(site, 1 + reserve):
         # A slow stop makes the agent's own restart end with nothing running; one that died on the pair left a pid file.
-        said = _control(site, agent, "-start", leaf)
+        said = _control(site, agent, "-start", leaf, reserve)
         seen = _await(site, agent, leaf, (0, 0))
     return seen, said
 
@@ -163,13 +163,13 @@ def _by_hand(agent: Agent, pid: int, end: str) -> str:
     return f"see whose it is (ps -fp {pid}), end it ({end}) and start the service: {agent.scxadmin} -start"
 
 
-def _replace(site: Site, agent: Agent, leaf: str, pid: int) -> Tuple[service.Served, str]:
+def _replace(site: Site, agent: Agent, leaf: str, pid: int, reserve: int) -> Tuple[service.Served, str]:
     """End a server that no restart reaches, wait until it is gone, and start the service; one start in the budget."""
     if not unit.is_server(pid):
         hint = f"see what that is (ps -fp {pid}), and who listens on port {agent.port} (ss -ltnp); remove the file where it is a leftover"
         raise AgentNotReady(f"a restart changed nothing: {agent.pid_file} names process {pid}, which is not {agents.SERVER}", hint)
     service.check_tool(site.root, agent.server)
-    _spend(site, leaf)
+    _spend(site, leaf, reserve)
     before = _instance(site, agent)
     said = _call(site, agent.server, "-s")
     end = time.monotonic() + site.patience.listener_s
@@ -193,7 +193,7 @@ def _reload(site: Site, agent: Agent, leaf: str, seen: service.Served, *, reserv
     if why:
         site.noted(f"the agent is restarted, not reloaded: {why}")
         return False
-    _spend(site, leaf)
+    _spend(site, leaf, reserve)
     said = _call(site, agent.server, "-r")
     brief = replace(site.patience, listener_s=min(site.patience.listener_s, RELOAD_S), gone_s=min(site.patience.gone_s, GONE_S))
     if service.await_leaf(agent.port, leaf, lambda: agents.process(site.root, agent), brief, site.waiting).leaf == leaf:

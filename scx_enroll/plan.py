@@ -130,7 +130,7 @@ def _soonest(case: Case, until: Optional[int]) -> Optional[int]:
     """Return `until`, or an earlier moment at which another certificate that is held, or another failure, comes into question."""
     skips = [case.skip(held) for held in case.valid]
     failures: List[Union[Backoff, Skip]] = [skip for skip in skips if skip]
-    failures += [backoff for backoff in case.journal.backoffs if case.waits(backoff)]
+    failures += [backoff for backoff in (*case.journal.backoffs, *case.budget.refused) if case.waits(backoff)]
     moments = [until, *(case.until(failure) for failure in failures)]
     return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
 

@@ -131,8 +131,10 @@ def proceed(site: Site) -> None:
     if entry.state == "installing":
         try:
             _forward(site, agent)
-        except Truce:
-            raise
+        except Truce as spent:
+            if service.probe(agent.port).listening or not _stands(site, entry.certificate, _known(entry.target)):
+                raise
+            site.store.installation("failed", why=spent.message)  # a killed run left it down: the last restart is for the way back
         except AgentNotReady as cause:
             if site.store.journal.installation.state == "settled":
                 raise
@@ -306,8 +308,11 @@ def _backward(site: Site, agent: Agent) -> None:
     entry = site.store.journal.installation
     target, previous = _known(entry.target), _known(entry.previous)
     what = f"generation {target.generation}" if target.generation else "the earlier certificate"
-    helps = _fits(site, agent, previous) or not _fits(site, agent, target)
-    restored = helps and _put(site, "previous")
+    fits = _fits(site, agent, previous)
+    if not fits and not _fits(site, agent, target):  # a restart would end an agent that may still serve what it has read
+        _settle(site, agent, "kept", installed=_current(site, agent), proven=False)
+        raise AgentNotReady(entry.why, "run again: it starts from what is there")
+    restored = fits and _put(site, "previous")
     if restored:
         _mark(site, agent, previous)
     answer = service.Served(listening=False)

@@ -1004,6 +1004,15 @@ def restarts_only_where_allowed(seen, policy, journal, budget, wish):
         assert available_restarts(budget, NOW) >= 2
 
 
+def test_a_spent_budget_is_told_no_longer_than_a_refused_secret_hides_what_came_before():
+    """The end of the latter's wait brings the older refusal to light, which needs a person: an answer must not stand beyond it."""
+    budget = replace(spent(3), refused=(replace(backoff("ca01", "key", 13, NOW - HOUR_S, 9), secret="mark"),))
+    journal = Journal(backoffs=(backoff("", "changed", 8, NOW - 2 * HOUR_S),))
+    step = at(EMPTY, journal, budget, policy=Policy(cas=("ca01",)))
+    assert told(step) == ("C4", "wait", NOW + 23 * HOUR_S, 8)
+    assert told(at(EMPTY, journal, budget, policy=Policy(cas=("ca01",)), now=NOW + 23 * HOUR_S))[0] == "C3"
+
+
 @given(sources)
 def test_until_is_honest(random):
     """An idle run relies on it: before that time nothing else is decided unless something outside changes."""
