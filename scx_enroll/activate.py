@@ -16,6 +16,7 @@ from scx_enroll.errors import AgentNotReady
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Store
 
+ANY = "any"  # in the journal: whichever certificate is in place shall be served
 RELOAD_S = 3.0  # the agent needs some 40 ms to read its pair again
 GONE_S = 0.5  # it dies of a bad one within 7 ms
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Callable, Optional, Tuple
 
-from scx_enroll.case import Case, Step, within_restarts
+from scx_enroll.case import Case, Step, within_budget
 from scx_enroll.journal import DAY_S, free_at
 from scx_enroll.pace import (
     DOUBT_S,
@@ -152,7 +152,7 @@ def _needed(case: Case) -> Optional[Step]:
         return over
     step = Step("C4", "submit", reason, due=planned)
     if case.seen.running and case.budget.restarts_until(2) > case.now:
-        return within_restarts(case, step, 2)  # a certificate that can't be installed is not worth a request
+        return within_budget(case, step, 2)  # a certificate that can't be installed is not worth a request
     waits = []
     for ca in case.policy.cas:
         backoff = case.backoff(ca)

@@ -20,6 +20,7 @@ BAKED_IN = ".scx-enroll-baked-in"  # a dotfile: the agent's packages remove all 
 KEPT_BAKED_IN = 64  # keys; an image made of an image of an image has three
 _BAKED_IN_HEAD = "# SHA-256 of public keys (DER) that came with an image: no host may use one. See man scx-enroll, seal.\n"
 _OF_THE_AGENT = re.compile(r"(omi|scx)-host-.+\.pem|.+\.pem_(temp|backup)")  # what its tool made, and what its scripts put by
+ASIDE = "_temp"  # what a package script of the agent's puts behind the names that it moves aside
 MIN_FREE_BYTES = 1 << 20  # what one run writes at the most, several times over
 
 
@@ -102,6 +103,19 @@ class Beside:
                     if COPY.fullmatch(name) or _OF_THE_AGENT.fullmatch(name):
                         os.unlink(name, dir_fd=folder)
                 os.fsync(folder)
+
+    def move_back(self, path: str) -> None:
+        """Give what was moved aside its name back, which must be free, or its own already where we were killed between the two."""
+        with self.folder(path) as (folder, name):
+            try:
+                os.link(name + ASIDE, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            except FileExistsError:
+                found = [os.stat(one, dir_fd=folder, follow_symlinks=False) for one in (name, name + ASIDE)]
+                if not os.path.samestat(*found):
+                    raise
+            os.fsync(folder)
+            os.unlink(name + ASIDE, dir_fd=folder)
+            os.fsync(folder)
 
     def set_marker(self, path: str, *, present: bool) -> None:
         """Remove the package's marker file, or make it again."""

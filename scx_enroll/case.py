@@ -36,6 +36,7 @@ class Observed:
     trust_changed_at: int = 0  # when the configured roots changed last
     share: int = 0  # this host's place in the spread, 0 .. SHARES - 1
     served_until: int = 0  # when the certificate served expires
+    aside: bool = False  # a package script moved the agent's pair aside and left it there
     loadable: bool = True  # there are certificate and key, and they belong together: the agent can start
     identity: Identity = NOBODY  # of this machine, as far as it is known now
     foreign_key: str = ""  # why the agent's key must not be used
@@ -141,10 +142,15 @@ NEEDS = {1: "a restart", 2: "two: one to go and one to come back"}
 
 
 def within_restarts(case: Case, step: Step, needed: int) -> Step:
-    """Return the step, or the wait for the window and for the restarts that it may need."""
+    """Return the step, or the wait for the restart window, or for the restarts that it may need."""
     if waits_for_window(case):
         hint = "it goes on by itself then; install FILE and rollback don't wait"
         return Step(step.row, "wait", f"{step.reason}, and the agent is restarted in restart-window only", case.policy.opens, 4, hint)
+    return within_budget(case, step, needed)
+
+
+def within_budget(case: Case, step: Step, needed: int) -> Step:
+    """Return the step, or the wait for the restarts that it may need."""
     until = case.budget.restarts_until(needed)
     if until <= case.now:
         return step

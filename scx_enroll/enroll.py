@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Callable, Iterator, List, Mapping, Optional, Tuple, TypeVar
 
-from scx_enroll import activate, adoption, naming, observe, plan, request, sealing, service, transaction, verify
+from scx_enroll import activate, adoption, aside, naming, observe, plan, request, sealing, service, transaction, verify
 from scx_enroll import agent as agents
 from scx_enroll import config as configs
 from scx_enroll import journal as j
@@ -179,16 +179,18 @@ class Run:
 
     def make_key(self, view: View, _step: Step) -> None:
         """L5."""
-        agent = view.ready.agent
-        activate.make_key(self.site, agent)
-        self._mended(view)
+        self._mend(view, lambda: activate.make_key(self.site, view.ready.agent))
 
-    def _mended(self, view: View) -> None:
-        """Note a pair that is whole again, and that an agent which could not start is to be started with it."""
-        pair = agents.read_pair(self.site.root, view.ready.agent)
-        down = view.seen.running and not view.seen.listening
-        leaf = transaction.leaf_of(pair.certificate) if down else self.site.store.journal.restarting
-        self.site.store.update(seen=transaction.signature(pair), restarting=leaf)
+    def restore_pair(self, view: View, _step: Step) -> None:
+        """L5: nothing is overwritten, and nothing new is made."""
+        self._mend(view, lambda: aside.put_back(self.site.root, self.site.store.beside, view.ready.agent))
+
+    def _mend(self, view: View, work: Callable[[], object]) -> None:
+        """Make a pair whole; an agent that could not start is to be started with it, also where we are killed meanwhile."""
+        if view.seen.running and not view.seen.listening:
+            self.site.store.update(restarting=self.site.store.journal.restarting or activate.ANY)
+        work()
+        self.site.store.update(seen=transaction.signature(agents.read_pair(self.site.root, view.ready.agent)))
 
     def adopt(self, view: View, _step: Step) -> None:
         """L7: what is installed is valid, so the CA need not be asked."""
@@ -247,6 +249,7 @@ ACTS: Mapping[str, Callable[[Run, View, Step], None]] = {
     "set_aside": Run.another,
     "recover": Run.recover,
     "make_key": Run.make_key,
+    "restore_pair": Run.restore_pair,
     "adopt": Run.adopt,
     "install": Run.install,
     "restart": Run.restart,

@@ -170,7 +170,7 @@ class Journal:
     installation: Installation = Installation()
     installed: Optional[Place] = None  # as we left it last
     proven: bool = False
-    restarting: str = ""  # we stopped the agent to have this leaf served, and have not seen it up again
+    restarting: str = ""  # the leaf ("any") to be served by an agent that we stopped, or that could not start, until it was seen up again
     before: Optional[Place] = None  # what a rollback returns to
     original: Optional[Place] = None  # before our first installation
     seen: str = ""  # the agent's files as our last act left them: not a change by others

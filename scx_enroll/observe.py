@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from scx_enroll import agent as agents
-from scx_enroll import identity, naming, pace, request, service, verify
+from scx_enroll import aside, identity, naming, pace, request, service, verify
 from scx_enroll import journal as j
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.case import Observed
@@ -202,7 +202,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
             pem = b"".join(map(verify.pem, chain))
             adoptable = Generation(installed.leaf[:16], verify.pem(certificates[0]), pem, origin)
     answer = service.probe(agent.port) if root.live else service.Served(listening=False)
-    changed_ns = max(entry.ctime_ns for entry in (pair.name, pair.target, pair.key_target))
+    changed_ns = max(aside.moved_ns(root, agent), *(entry.ctime_ns for entry in (pair.name, pair.target, pair.key_target)))
     ours = not root.live or signature(pair) == store.journal.seen
     packager = agents.packager(root) if root.live else ""
     served = _facts((answer.der,) if answer.der else ())
@@ -223,11 +223,13 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         names=spec.dns_names,
         trust_changed_at=max(root.resolve(ca.issuer_trust).mtime_ns for ca in config.cas) // 10**9,
         share=share,
+        aside=bool(aside.names(root, agent)),
         served_until=served.not_after if served else 0,
         loadable=loadable,
         foreign_key=identity.foreign(root, agent, store.journal, spki),
     )
     notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
+    notes += aside.leftovers(root, agent)
     turns = _turns(root, config, {*certificates, *pool, *(der for one in generations for der in stored(one))})
     turns += tuple(contact.ends - _lifetime_s(one) for contact in store.journal.contacts for one in generations)  # _ca_notes
     resolved = config.host.name == "auto" and naming.latched(config, store.journal) is None

@@ -78,6 +78,11 @@ def _held_by_operator(case: Case) -> Optional[Step]:
     return Step("L4", "hold", f"held: {case.journal.hold}", status=status, hint="scx-enroll release")
 
 
+def _moved_aside(case: Case) -> Optional[Step]:
+    reason = "a package script moved the agent's key and certificate aside, and left it with none"
+    return Step("L5", "restore_pair", reason) if case.seen.aside else None
+
+
 def _no_key(case: Case) -> Optional[Step]:
     return None if case.seen.key else Step("L5", "make_key", "the agent has no key")
 
@@ -122,8 +127,8 @@ def _not_listening(case: Case) -> Optional[Step]:
 Row = Callable[[Case], Optional[Step]]
 
 LOCAL: Tuple[Row, ...] = (
-    _another_machine, _interrupted, _agent_missing, _held_by_operator, _others_at_work, _no_key, _foreign_key, _adoptable, _not_installed,
-    _not_served, _not_listening,
+    _another_machine, _interrupted, _agent_missing, _held_by_operator, _others_at_work, _moved_aside, _no_key, _foreign_key, _adoptable,
+    _not_installed, _not_served, _not_listening,
 )
 
 def _soonest(case: Case, until: Optional[int]) -> Optional[int]:

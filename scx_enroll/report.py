@@ -24,6 +24,7 @@ ACTED = {
     "notice": "noticed a change of this machine",
     "accept_name": "took the name that this host has now",
     "recover": "finished or undid what an interrupted run began",
+    "restore_pair": "gave the agent's key and certificate, which a package script had moved aside, their names back",
     "make_key": "let the agent's own tool make a key",
     "adopt": "adopted the certificate that is installed",
     "install": "installed generation {generation}",

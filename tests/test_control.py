@@ -15,9 +15,12 @@ from typing import Any, Dict, Iterator, List
 import pytest
 
 from scx_enroll import agent as agents
-from scx_enroll import cli, enroll, idle, observe, premises, systemd, unit
+from scx_enroll import aside, cli, enroll, idle, observe, premises, systemd, unit
+from scx_enroll.beside import Beside
 from scx_enroll.enroll import Options
+from scx_enroll.errors import HostError
 from scx_enroll.rootfs import Root
+from tests.lab import packagescripts
 from tests.lab.agent import LabHost, fingerprint
 from tests.lab.ca import LabCA
 from tests.scene import BRISK, Outcome, Scene
@@ -425,3 +428,94 @@ def test_the_time_of_the_host_is_no_premise(scene: Scene, monkeypatch: pytest.Mo
     monkeypatch.setenv("TZ", "UTC")
     observe.policy_of(enroll.config_of(root, Options()), "", root, int(time.time()))
     assert None in root.notes.looked.values()
+
+
+# -- a pair that was moved aside ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moved(tmp_path: Path, shared_ca: LabCA) -> Iterator[Scene]:
+    """A host with a fresh OMI, whose scx script moved the pair aside and could make no other."""
+    with LabHost(tmp_path / "host", "omi-regular", key="ec:secp256r1") as host:
+        host.knobs(poll=0.005)
+        assert host.start()
+        assert packagescripts.scx_install(host, fails=True) == 1
+        yield Scene(host, [shared_ca], patience=SHORT)
+
+
+PAIR = ("/etc/opt/omi/ssl/omikey.pem", "/etc/opt/omi/ssl/omi.pem")
+
+
+def files(host: LabHost) -> Dict[str, bytes]:
+    """The agent's folder by names, but what is ours."""
+    folder = Path(host.path("/etc/opt/omi/ssl"))
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix.startswith(".pem") and "scx-enroll" not in path.name}
+
+
+@pytest.mark.parametrize("down", ["still serves", "was restarted by the script"])
+def test_a_pair_that_was_moved_aside_is_lost(moved: Scene, shared_ca: LabCA, down: str) -> None:
+    """L5: the agent keeps its key; where it went down meanwhile, nobody stopped it on purpose."""
+    before = files(moved.host)
+    assert set(before) == {"omikey.pem_temp", "omi.pem_temp"}
+    if down != "still serves":
+        moved.host.stop()
+    ended = moved.run()
+    assert (ended.status, ended.rows) == (0, ("L5", "C4", "L7") if down == "still serves" else ("L5", "L9", "C4", "L7"))
+    assert moved.is_enrolled()
+    assert files(moved.host)["omikey.pem"] == before["omikey.pem_temp"]
+    assert not [name for name in files(moved.host) if name.endswith("_temp")]
+
+
+def test_our_own_certificate_that_was_moved_aside_is_asked_for_again(moved: Scene, shared_ca: LabCA) -> None:
+    """Its link is given its name back as it was; nothing is asked for, and the agent, which served it all the time, is not restarted."""
+    moved.run()
+    link = os.readlink(moved.host.path(PAIR[1]))
+    for name in PAIR:
+        os.rename(moved.host.path(name), moved.host.path(f"{name}_temp"))
+    posts, calls = shared_ca.count_post, told(moved.host)
+    assert moved.run().rows == ("L5",)
+    assert (os.readlink(moved.host.path(PAIR[1])), shared_ca.count_post, told(moved.host)) == (link, posts, calls)
+    assert moved.is_enrolled()
+
+
+@pytest.mark.parametrize("stage", ["key linked", "key back", "certificate linked"])
+def test_a_run_that_was_killed_while_it_put_a_pair_back(moved: Scene, stage: str) -> None:
+    """Each of the two changes of a name is done once, from wherever it stands."""
+    key, certificate = (Path(moved.host.path(name)) for name in PAIR)
+    os.link(f"{key}_temp", key)
+    if stage != "key linked":
+        os.unlink(f"{key}_temp")
+    if stage == "certificate linked":
+        os.link(f"{certificate}_temp", certificate)
+    assert moved.run().status == 0
+    assert moved.is_enrolled()
+    assert not [name for name in files(moved.host) if name.endswith("_temp")]
+
+
+def test_what_stands_aside_is_put_over_what_is_there(moved: Scene) -> None:
+    """A key that is none stays where it is, and a new one is made; a name that is taken is never overwritten, what is left over is named."""
+    key, certificate = (Path(moved.host.path(f"{name}_temp")) for name in PAIR)
+    key.write_bytes(b"no key\n")
+    kept = certificate.read_bytes()
+    assert moved.run().rows[0] == "L5"
+    assert moved.is_enrolled()
+    assert (key.read_bytes(), certificate.read_bytes()) == (b"no key\n", kept)
+    noted = "\n".join(aside.leftovers(moved.root(), agents.find(moved.root(), port=moved.host.port)))
+    assert f"{PAIR[0]}_temp is left from a package script" in noted
+    assert f"{PAIR[1]}_temp is left from a package script" in noted
+    with pytest.raises(HostError, match="File exists"):
+        Beside(moved.root()).move_back(PAIR[0])
+
+
+def test_a_certificate_of_another_key_is_put_back_with_a_key(moved: Scene) -> None:
+    """The pair that is aside is none: the key counts, and gets a certificate."""
+    Path(moved.host.path(f"{PAIR[1]}_temp")).write_bytes(moved.host.new_pair()[0])
+    agent = agents.find(moved.root(), port=moved.host.port)
+    assert aside.names(moved.root(), agent) == (PAIR[0],)
+
+
+def test_a_script_that_is_still_at_work(moved: Scene) -> None:
+    """L3: what was moved a moment ago may be wanted a moment later."""
+    moved.configure(settle="60s")
+    before = moved.host.snapshot()
+    assert (moved.run().status, moved.host.snapshot()) == (4, before)

@@ -34,6 +34,7 @@ RANKS = {
     "systemd": (10, "io"),
     "durable": (10, "io"),
     "unit": (30, "io"),
+    "aside": (45, "io"),
     "values": (15, "pure"),
     "config": (20, "io"),
     "agent": (20, "io"),

@@ -571,6 +571,11 @@ def test_a_skipped_generation_is_not_asked_for_again():
 
 # -- precedence -----------------------------------------------------------------------------------------------------
 
+def test_a_pair_that_was_moved_aside():
+    """L5: it is given its names back before a key would be made."""
+    assert told(at(replace(EMPTY, key="", aside=True))) == ("L5", "restore_pair", None, 0)
+
+
 # What brings each row about, all of which can hold at once; the rows in the order of the tables.
 CAUSES = [
     ("L0", dict(identity=Identity("m", "p")), dict(identity=Identity("n", "q"))),
@@ -856,6 +861,7 @@ class Cases:
             held=self.held(), stranger=self.one(None, None, None, None, NEW), live=self.one(True, False), listening=listening,
             served=self.one(*leaves) if listening else "", process=self.one("running", "stopped", "died"),
             inputs=self.one("i", "i", "i", "other"), share=self.random.randrange(pace.SHARES),
+            served_until=self.one(0, NOW + DAY_S, NOW + YEAR), loadable=self.one(True, True, False), aside=self.one(*[False] * 9, True),
         )
 
     def failure(self, kind, subject, status):
@@ -879,7 +885,7 @@ class Cases:
             installation=self.one(*[Installation()] * 11, open_one),
             backoffs=tuple(self.failure(Backoff, ca, self.one(5, 6, 13, *([] if ca else [8]))) for ca in cas),
             skipped=tuple(self.failure(Skip, name, 9) for name in ids),
-            hold=self.one("", "", "", "", "", "by the operator"),
+            hold=self.one("", "", "", "", "", "by the operator"), restarting=self.one("", "", "", "leaf-g1"),
             question=self.one(0, self.when(self.planned)),
         )
 
@@ -895,6 +901,7 @@ class Cases:
         return Policy(
             self.one(("ca01",), ("ca01", "ca02"), ("ca02", "ca01")), at_, spread, self.random.randrange(1, 5),
             self.random.randrange(1, 7), self.one(DAY_S, 30 * DAY_S), self.one(0, 120, 9999),
+            self.one(0, 0, NOW + 60, NOW + 5 * HOUR_S, NOW + 30 * HOUR_S),
         )
 
     def wish(self):
@@ -930,7 +937,7 @@ def sensible(seen, policy, journal, budget, wish, now):
     assert step == decide(seen, policy, journal, budget, now, wish)
     assert isinstance(step, Step)
     assert step.reason or step.row == "L2"
-    assert step.action in {"recover", "make_key", "adopt", "install", "restart", "submit", "repeat", "poll", "abandon", "lost", "question",
+    assert step.action in {"recover", "make_key", "restore_pair", "adopt", "install", "restart", "submit", "repeat", "poll", "abandon", "lost", "question",
                            "wait", "hold", "nothing"}
     assert step.until is None or step.until > now
     assert (step.until is None) or step.action in ("wait", "nothing"), "only a step that waits has an end of waiting"
@@ -989,6 +996,10 @@ def restarts_only_where_allowed(seen, policy, journal, budget, wish):
     step = decide(seen, policy, journal, budget, NOW, wish)
     if step.action in ("install", "restart"):
         assert not (journal.hold or seen.blocked or seen.busy)
+        assert not (seen.served and seen.served_until > policy.opens > NOW and seen.running) or any(h.revoked for h in seen.held if h.leaf == seen.served)
+        if not step.generation:
+            assert (step.action, step.row, seen.listening, bool(journal.restarting), seen.loadable) == ("restart", "L9", False, True, True)
+            return
         held = next(h for h in seen.held if h.id == step.generation)
         assert not held.mismatches
         assert not any(
