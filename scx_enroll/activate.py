@@ -38,6 +38,14 @@ class Truce(AgentNotReady):
     """The restart budget is spent; the installation stays as it is, for a later run to go on."""
 
 
+def forget_the_future(site: Site) -> None:
+    """Note when times of the future were first seen: they count for a day from then."""
+    budget = site.store.budget
+    kept = budget.kept(site.clock())
+    if kept.ahead != budget.ahead:
+        site.store.save_budget(kept)
+
+
 def leave_packagers_alone(site: Site) -> None:
     """Raise AgentNotReady while a package manager holds its lock."""
     busy = agents.packager(site.root) if site.root.live else ""

@@ -278,7 +278,7 @@ def locked(root: Root, options: Options, tools: Tools) -> Iterator[Site]:
         tools.waiting(message)
 
     with site.store.lock(options.wait_s, waiting):
-        _forget_the_future(site)
+        activate.forget_the_future(site)
         yield site
 
 
@@ -293,14 +293,6 @@ def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T
             transaction.proceed(site)
             tools.acted(step)
         return work(site)
-
-
-def _forget_the_future(site: Site) -> None:
-    """Note when times of the future were first seen: they count for a day from then."""
-    budget = site.store.budget
-    kept = budget.kept(site.clock())
-    if kept.ahead != budget.ahead:
-        site.store.save_budget(kept)
 
 
 def config_of(root: Root, options: Options) -> Config:
@@ -344,7 +336,10 @@ def _looker(root: Root, options: Options, tools: Tools) -> Run:
 
 def make_csr(root: Root, options: Options, tools: Tools) -> bytes:
     """Return a CSR (PEM) for the agent's key, for a CA that can't be reached from here; changes nothing."""
-    ready = inspect(root, options, tools).view.ready
+    looked = inspect(root, options, tools)
+    ready = looked.view.ready
+    if looked.step.row in ("L0", "L6"):  # a key that is not this host's to use
+        raise AgentNotReady(looked.step.reason, looked.step.hint)
     if ready.pair.key is None:
         raise AgentNotReady("the agent has no key", f"let its own tool make one: {ready.agent.scxsslconfig}")
     return request.build_csr(ready.spec, request.load_key(ready.pair.key))

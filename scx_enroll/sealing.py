@@ -54,7 +54,7 @@ def settle(site: Site, config: str, *, seals: bool = False) -> Tuple[Step, ...]:
         return ()
     agent = agent_of(site, config)
     known = {known.key for known in (journal.identity, journal.sealed) if known}
-    strangers = _added(journal.strangers, *sorted({*known, *_keys(site, agent)} - {""}))
+    strangers = _added(journal.strangers, *sorted({*known, journal.request.spki, *_keys(site, agent)} - {""}))
     if agent:
         note(site, agent, strangers)
     path = site.store.set_aside(j.Journal(identity=replace(seen, since=0), strangers=strangers))

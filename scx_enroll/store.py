@@ -29,6 +29,7 @@ KEPT_ORIGINALS = 8
 KEPT_PAGES = 5
 KEPT_ERRANDS = 1000  # some kB each; a certificate of an older one is asked for anew
 LOCK_POLL_S = 0.2
+_KEYS = "keys"  # those that wait for their certificates
 _ONES_OWN = ("generations", "original", "pages", "submitted")  # folders that mean nothing to another machine
 
 @dataclass(frozen=True)
@@ -309,6 +310,7 @@ class Store:
             for name in (*_ONES_OWN, PREMISES):
                 with suppress(FileNotFoundError):
                     os.rename(name, name, src_dir_fd=folder, dst_dir_fd=aside)
+            remove_tree(folder, _KEYS)  # copies of what is another machine's secret
             os.fsync(aside)
             os.fsync(folder)
         self.save_journal(fresh)
@@ -317,7 +319,7 @@ class Store:
     def empty(self) -> None:
         """Remove what an image needs nothing of: certificates obtained or replaced, pages, requests of other hosts."""
         with explained(STATE), self._folder("") as folder:
-            for name in _ONES_OWN:
+            for name in (*_ONES_OWN, _KEYS):
                 remove_tree(folder, name)
             with suppress(FileNotFoundError):
                 os.unlink(PREMISES, dir_fd=folder)

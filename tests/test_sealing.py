@@ -224,6 +224,16 @@ def test_a_request_that_a_sealed_host_leaves_is_named(scene: Scene, ca: LabCA) -
     assert journal(other).request.id != sealed.request.id
 
 
+def test_a_request_for_a_key_that_is_not_this_hosts_is_not_printed(scene: Scene) -> None:
+    """Neither on the sealed host nor on a clone: a certificate for it would be worth nothing."""
+    scene.run(live=False)
+    seal(scene)
+    for number in (0, 1):
+        become(scene, number)
+        with pytest.raises(enroll.AgentNotReady):
+            enroll.make_csr(scene.root(live=False), enroll.Options(), scene.tools())
+
+
 # -- the key deleted ----------------------------------------------------------------------------------------------------
 
 
