@@ -14,9 +14,9 @@ from scx_enroll.case import Step, Wish
 from scx_enroll.config import CA, Config
 from scx_enroll.errors import CARefused, CAUnreachable, CertificateRefused, ConfigError, EnrollError, HostError, SigninRefused, UsageError
 from scx_enroll.pace import Held
+from scx_enroll.places import generation_of
 from scx_enroll.records import Line, Records
 from scx_enroll.request import RequestSpec
-from scx_enroll.store import Generation
 
 if TYPE_CHECKING:
     from scx_enroll import ca as cas
@@ -39,6 +39,7 @@ class Want:
     csr: Callable[[], bytes]
     judge: Callable[[CA, bytes, Tuple[bytes, ...]], Tuple[verify.Mismatch, ...]]
     latch: Optional[j.Latch] = None
+    new_key: bool = False  # it is for a key that waits for its certificate
 
 
 class Acquisition:
@@ -149,7 +150,8 @@ class Acquisition:
             wish = replace(wish, tried=(*wish.tried, *self.records.alike(server)))
         elif not done:
             self.records.failure = earlier
-        return replace(wish, now=wish.now and not done and step.action != "poll", renew=wish.renew and not done)
+        left = not done or (wish.rekey and not want.new_key)
+        return replace(wish, now=wish.now and left and step.action != "poll", renew=wish.renew and left, rekey=wish.rekey and left)
 
     def submit(self, step: Step, want: Want, wish: Wish, still_due: Callable[[], bool]) -> bool:
         """Preflight, then one POST of a new CSR; says whether it was sent."""
@@ -183,7 +185,7 @@ class Acquisition:
             return False
         self.pool = answer.chain
         best = max((held.not_after for held in want.held if not held.mismatches), default=0)
-        if best and not wish.renew and contact.ends <= best:
+        if best and not wish.renew and not want.new_key and contact.ends <= best:
             message = f"a new certificate of {ca.server} would last no longer than the one held: its own ends then"
             self.records.fail(ca, want.inputs, "later", CARefused(message, f"renew the CA certificate of {ca.server}"))
             return False
@@ -373,9 +375,3 @@ ACTS: Mapping[str, Callable[[Acquisition, Step, Want, Wish, Callable[[], bool]],
 
 def _path_alone(wrong: Tuple[verify.Mismatch, ...]) -> bool:
     return bool(wrong) and all(mismatch.what == "path" for mismatch in wrong)
-
-
-def generation_of(leaf: bytes, chain: Tuple[bytes, ...], origin: j.Origin) -> Generation:
-    """Return the generation of a leaf and its intermediates, DER."""
-    pems = b"".join(map(verify.pem, chain))
-    return Generation(verify.facts(leaf).leaf[:16], verify.pem(leaf), pems, origin)

@@ -5,6 +5,7 @@ base/conf.c and server/servercommon.c), because what it makes of a line decides 
 """
 
 import os
+import pwd
 import re
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
@@ -15,6 +16,7 @@ from scx_enroll.rootfs import Entry, Root
 
 MAX_CONF_BYTES = 256 << 10  # the shipped omiserver.conf has 4 kB
 MAX_PEM_BYTES = 256 << 10  # a pair has 4 kB; the agent itself sets no limit
+MAX_PASSWD_BYTES = 1 << 20  # of an image's tree; this host's own is asked through the C library
 MAX_PID_BYTES = 64  # a number and a newline
 CONF_LINE_BYTES = 1023  # what one fgets() gives the agent; a longer line is several lines to it
 SCOM_PORT = 1270
@@ -252,6 +254,23 @@ def _pegasus(port: int) -> Agent:
         scxsslconfig=f"{_TOOLS}/scxsslconfig",
         unit="scx-cimd",
     )
+
+
+def owner(root: Root, agent: Agent) -> Optional[Tuple[int, int]]:
+    """Return uid and gid of the account that reads the pair, ours where we may not give files away; None where it is not known here."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    if agent.account == "root":
+        return 0, 0
+    if root.path == "/":
+        try:
+            account = pwd.getpwnam(agent.account)
+        except KeyError:
+            return None
+        return account.pw_uid, account.pw_gid
+    lines = (_contents(root, "/etc/passwd", MAX_PASSWD_BYTES) or b"").split(b"\n")
+    words = (line.split(b":") for line in lines if line.startswith(os.fsencode(agent.account) + b":"))
+    return next(((int(word[2]), int(word[3])) for word in words if len(word) > 3 and word[2].isdigit() and word[3].isdigit()), None)
 
 
 def read_pair(root: Root, agent: Agent) -> Pair:

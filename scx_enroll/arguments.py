@@ -19,7 +19,7 @@ Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that 
   run              make this host match its configuration; with nothing to do, do nothing
     --dry-run      say what would be done, and why
     --now          wait for no poll interval, back-off or quiet files
-    --renew        ask for a new certificate at once
+    --renew        ask for a new certificate at once; --rekey: with a new key
     --adopt ID     take over the request with this ID, where its fate is doubtful
     --accept-name  this host was renamed: ask for a certificate for its new name
     --wait SECONDS wait for another run to end
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     made = {}
     for verb in VERBS:
         made[verb] = verbs.add_parser(verb, parents=[common], allow_abbrev=False)
-    for option in ("--dry-run", "--unattended", "--accept-name"):
+    for option in ("--dry-run", "--unattended", "--accept-name", "--rekey"):
         made["run"].add_argument(option, action="store_true")
     for verb in ("run", "submit"):
         made[verb].add_argument("--now", action="store_true")

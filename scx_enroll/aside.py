@@ -6,7 +6,7 @@ neither, and would be given a new key, though its own is there.
 
 from typing import Optional, Tuple
 
-from scx_enroll import request, transaction, verify
+from scx_enroll import places, request, verify
 from scx_enroll.agent import MAX_PEM_BYTES, Agent
 from scx_enroll.beside import ASIDE, Beside
 from scx_enroll.errors import EnrollError
@@ -22,7 +22,7 @@ def names(root: Root, agent: Agent) -> Tuple[str, ...]:
         if _spki(aside):
             found, key = [agent.key], aside
     if _is_free(root, agent.certificate):
-        leaf = transaction.certificates_of(_read(root, agent.certificate + ASIDE))[:1]
+        leaf = places.certificates_of(_read(root, agent.certificate + ASIDE))[:1]
         if leaf and _spki(key) == verify.facts(leaf[0]).spki:
             found.append(agent.certificate)
     return tuple(found)

@@ -60,8 +60,10 @@ def _unwanted(case: Case) -> str:
     request = case.journal.request
     if request.ca not in case.policy.cas:
         return "that CA is not configured any more"
-    if request.spki != case.seen.key:
+    if request.spki not in (case.seen.key, case.seen.staged):
         return "the agent has another key now"
+    if request.spki == case.seen.key and case.seen.foreign_key:
+        return case.seen.foreign_key
     if request.names and case.seen.names and request.names != case.seen.names:
         return f"it asks for {', '.join(request.names)}, which is not wanted any more"
     return ""
@@ -131,17 +133,19 @@ def _refused(case: Case) -> Optional[Step]:
 
 
 def _needed(case: Case) -> Optional[Step]:
-    newest, planned = case.valid[0] if case.valid else None, 0
+    newest, planned, new_key = case.valid[0] if case.valid else None, 0, case.policy.new_key or case.wish.rekey
     if newest is None and _displaced(case) and not (case.wish.now or case.wish.renew):
         spread_until = case.seen.trust_changed_at + TRUST_SPREAD_S * case.seen.share // SHARES
         if case.now < spread_until:
             reason = "the certificate in service leads to none of the configured roots; its renewal is spread over days"
             return Step("C6", "nothing", reason, until=spread_until)
     if newest is None:
-        revoked = max((held for held in case.seen.held if held.revoked), key=lambda held: held.number, default=None)
-        reason = f"the CA revoked generation {revoked.id}" if revoked else "no valid certificate is held"
+        gone = [held for held in case.seen.held if held.revoked and held.key == case.seen.key]
+        revoked = max(gone, key=lambda held: held.number, default=None)
+        reason = f"the CA revoked generation {revoked.id}" if revoked else case.seen.foreign_key or "no valid certificate is held"
+        new_key = new_key or bool(revoked or case.seen.foreign_key)
     elif case.wish.renew:
-        reason = "a new certificate was asked for"
+        reason = f"a new {'key' if case.wish.rekey else 'certificate'} was asked for"
     elif case.now >= case.due(newest):
         planned = case.due(newest)
         reason = f"renewal of generation {newest.id} is due"
@@ -150,7 +154,7 @@ def _needed(case: Case) -> Optional[Step]:
     over = _over_budget(case, "C4")
     if over:
         return over
-    step = Step("C4", "submit", reason, due=planned)
+    step = Step("L6" if case.seen.foreign_key else "C4", "submit", reason, due=planned, new_key=new_key)
     if case.seen.running and case.budget.restarts_until(2) > case.now:
         return within_budget(case, step, 2)  # a certificate that can't be installed is not worth a request
     waits = []

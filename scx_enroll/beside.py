@@ -8,11 +8,12 @@ import errno
 import os
 import re
 import secrets
+import stat
 from contextlib import contextmanager, suppress
 from typing import Iterator, Optional, Tuple
 
 from scx_enroll import journal as j
-from scx_enroll.durable import TEMPORARY, explained, move, temporary_file, write
+from scx_enroll.durable import TEMPORARY, explained, move, remove_tree, temporary_file, write
 from scx_enroll.rootfs import Root
 
 COPY = re.compile(r"scx-enroll-([0-9a-f]{16})-([0-9]{1,9})\.pem")
@@ -21,6 +22,10 @@ KEPT_BAKED_IN = 64  # keys; an image made of an image of an image has three
 _BAKED_IN_HEAD = "# SHA-256 of public keys (DER) that came with an image: no host may use one. See man scx-enroll, seal.\n"
 _OF_THE_AGENT = re.compile(r"(omi|scx)-host-.+\.pem|.+\.pem_(temp|backup)")  # what its tool made, and what its scripts put by
 ASIDE = "_temp"  # what a package script of the agent's puts behind the names that it moves aside
+_ON_ITS_WAY = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")
+PAIR_LINK = "scx-enroll-pair"  # both names go through it while a key is changed, to one of the folders
+PAIR = re.compile(r"scx-enroll-pair-([0-9]{1,9})")
+PAIR_CERTIFICATE, PAIR_KEY = "cert.pem", "key.pem"
 MIN_FREE_BYTES = 1 << 20  # what one run writes at the most, several times over
 
 
@@ -139,4 +144,69 @@ class Beside:
                 if name not in used and (COPY.fullmatch(name) or name.startswith(TEMPORARY)):
                     with suppress(FileNotFoundError, IsADirectoryError):  # the agent's account may make a folder of that name
                         os.unlink(name, dir_fd=folder)
+                if _ON_ITS_WAY.fullmatch(name):
+                    with suppress(FileNotFoundError, NotADirectoryError):
+                        if os.stat(name, dir_fd=folder, follow_symlinks=False).st_uid == os.geteuid():  # a pair, and its key
+                            remove_tree(folder, name)
             os.fsync(folder)
+
+    # -- a pair, while a key is changed ---------------------------------------------------------------------------
+
+    def make_pair(self, path: str, certificate: bytes, key: bytes, owner: Tuple[int, int]) -> str:
+        """Make a folder with certificate and key beside `path`, the key for its owner alone; returns its name, which was free."""
+        with self.folder(path) as (folder, _):
+            taken = [int(m[1]) for m in map(PAIR.fullmatch, os.listdir(folder)) if m]
+            name, temporary = f"{PAIR_LINK}-{max(taken, default=0) + 1}", TEMPORARY + secrets.token_hex(8)
+            os.mkdir(temporary, 0o700, dir_fd=folder)
+            try:
+                with self._inside(folder, temporary) as inner:
+                    write(inner, PAIR_CERTIFICATE, certificate, 0o444)
+                    write(inner, PAIR_KEY, key, 0o400, owner)
+                    os.fchmod(inner, 0o755)  # whatever the umask; the agent's account goes through
+            except BaseException:
+                remove_tree(folder, temporary)
+                raise
+            move(folder, temporary, name)
+        return name
+
+    def point(self, path: str, pair: str) -> None:
+        """Have the link beside `path` lead to that pair, by one rename: where both names go through it, the commit."""
+        with self.folder(path) as (folder, _):
+            with suppress(FileNotFoundError):
+                if not stat.S_ISLNK(os.stat(PAIR_LINK, dir_fd=folder, follow_symlinks=False).st_mode):
+                    raise OSError(errno.EEXIST, f"{PAIR_LINK} is somebody else's")
+            temporary = TEMPORARY + secrets.token_hex(8)
+            os.symlink(pair, temporary, dir_fd=folder)
+            move(folder, temporary, PAIR_LINK)
+
+    def own(self, path: str, pair: str, owner: Tuple[int, int]) -> None:
+        """Give the key of a pair to its owner again, and its folder to us: packages change what links lead to."""
+        with self.folder(path) as (folder, _), self._inside(folder, pair) as inner:
+            key = os.open(PAIR_KEY, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inner)
+            try:
+                for fd, ids, mode in ((key, owner, 0o400), (inner, (os.geteuid(), os.getegid()), 0o755)):
+                    os.fchown(fd, *ids)
+                    os.fchmod(fd, mode)
+                    os.fsync(fd)
+            finally:
+                os.close(key)
+
+    def remove_pairs(self, path: str) -> None:
+        """Remove the link and every pair, keys included: both names are regular again."""
+        with self.folder(path) as (folder, _):
+            with suppress(FileNotFoundError):
+                if stat.S_ISLNK(os.stat(PAIR_LINK, dir_fd=folder, follow_symlinks=False).st_mode):
+                    os.unlink(PAIR_LINK, dir_fd=folder)
+            for name in filter(PAIR.fullmatch, os.listdir(folder)):
+                with suppress(NotADirectoryError):  # not ours
+                    remove_tree(folder, name)
+            os.fsync(folder)
+
+    @staticmethod
+    @contextmanager
+    def _inside(folder: int, name: str) -> Iterator[int]:
+        inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            yield inner
+        finally:
+            os.close(inner)

@@ -12,8 +12,9 @@ from typing import Callable, Dict, List, Tuple
 from scx_enroll import observe, verify
 from scx_enroll.acquire import Acquisition
 from scx_enroll.config import CA
-from scx_enroll.enroll import Options, Tools, config_of, locked, site_of
+from scx_enroll.enroll import config_of, locked, site_of
 from scx_enroll.errors import ConfigError, EnrollError
+from scx_enroll.job import Options, Tools
 from scx_enroll.outcomes import Authority
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Generation

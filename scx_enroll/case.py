@@ -40,6 +40,7 @@ class Observed:
     loadable: bool = True  # there are certificate and key, and they belong together: the agent can start
     identity: Identity = NOBODY  # of this machine, as far as it is known now
     foreign_key: str = ""  # why the agent's key must not be used
+    staged: str = ""  # SHA-256 of the public key that waits for its certificate, "" where there is none
 
     @property
     def running(self) -> bool:
@@ -53,6 +54,7 @@ class Wish:
 
     now: bool = False  # wait for no poll interval and no back-off
     renew: bool = False  # a new certificate at once
+    rekey: bool = False  # with a new key; renew is set, too
     hasty: bool = False  # wait for no quiet files
     tried: Tuple[str, ...] = ()  # CAs that failed since: their back-offs count again
 
@@ -71,6 +73,7 @@ class Step:
     ca: str = ""
     due: int = 0  # of a submission: when the renewal was planned
     retry: str = ""  # of a wait at a CA: how (pace.patience)
+    new_key: bool = False  # of a submission: for a key to be made
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from typing import Optional, Tuple
 
 from scx_enroll.acquire import Acquisition
 from scx_enroll.config import CA
-from scx_enroll.enroll import Options, Tools, config_of, locked
+from scx_enroll.enroll import config_of, locked
 from scx_enroll.errors import EnrollError
+from scx_enroll.job import Options, Tools
 from scx_enroll.outcomes import Greeting
 from scx_enroll.rootfs import Root
 

@@ -26,7 +26,7 @@ class _Signals:
     def _catch(self, number: int, _frame: Any) -> None:
         again, self.caught = self.caught, number
         if again or not self.gentle:
-            from scx_enroll.enroll import Stopped
+            from scx_enroll.job import Stopped
 
             raise Stopped
 

@@ -157,7 +157,7 @@ _KEYS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
 }
 
 # What this version does not do yet: these keys may so far have their default only.
-_LATER: Mapping[str, Tuple[str, ...]] = {"agent": ("key", "new-key"), "report": ("metrics",)}
+_LATER: Mapping[str, Tuple[str, ...]] = {"report": ("metrics",)}
 _HINT = "correct the lines named, then run scx-enroll again"
 
 _NEEDED = ("user", "client-certificate", "client-key")

@@ -6,79 +6,28 @@ lock -> journal -> configuration -> look -> plan -> act -> (again) -> result
 import os
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Callable, Iterator, List, Mapping, Optional, Tuple, TypeVar
 
-from scx_enroll import activate, adoption, aside, naming, observe, plan, request, sealing, service, transaction, verify
+from scx_enroll import activate, adoption, aside, keys, naming, observe, places, plan, request, sealing, service, tidy, transaction, verify
 from scx_enroll import agent as agents
 from scx_enroll import config as configs
 from scx_enroll import journal as j
 from scx_enroll.acquire import ACTS as CA_ACTS
-from scx_enroll.acquire import Acquisition, Want, generation_of
+from scx_enroll.acquire import Acquisition, Want
 from scx_enroll.activate import Site
 from scx_enroll.case import Step, Wish
 from scx_enroll.config import CA, Config
 from scx_enroll.errors import AgentNotReady, CertificateRefused, EnrollError, HostError, UsageError
+from scx_enroll.job import Options, Result, Stopped, Tools
+from scx_enroll.keys import Key
 from scx_enroll.observe import View
-from scx_enroll.records import Line
 from scx_enroll.rootfs import Root
-from scx_enroll.service import Patience
-from scx_enroll.store import Generation, Store
+from scx_enroll.store import Generation
 
 MAX_STEPS = 16  # the longest way takes fewer, but for one more with each CA that fails
 
 T = TypeVar("T")
-
-
-class Stopped(BaseException):
-    """A signal asked for the end, between two steps."""
-
-
-def _silent(_message: str) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What a run works with; a test puts parts of its own here."""
-
-    line: Line = Line()
-    clock: Callable[[], int] = lambda: int(time.time())
-    patience: Patience = Patience()
-    waiting: Callable[[str], None] = _silent  # for a person at a terminal
-    acted: Callable[[Step], None] = lambda _step: None  # for the log
-    stopping: Callable[[], bool] = lambda: False  # a signal asked for the end; the step in hand is finished first
-    store: Callable[[Root], Store] = Store
-    noted: Callable[[str], None] = _silent  # for the log
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asked for."""
-
-    config: str = ""  # an ordinary path; else the usual one beneath the root
-    wish: Wish = Wish()
-    wait_s: float = 0.0
-    accept_name: bool = False  # take the name that the host gives itself now
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended: what it did, its last step, and what it saw then."""
-
-    step: Step
-    view: View
-    journal: j.Journal
-    budget: j.Budget
-    generations: Tuple[Generation, ...]
-    acts: Tuple[Step, ...] = ()
-    failure: Optional[EnrollError] = None  # at a CA, and not made good since
-    errands: Tuple[j.Request, ...] = ()  # of other hosts, not settled
-
-    @property
-    def status(self) -> int:
-        """The exit status: a run that only waits repeats that of what it waits for."""
-        return self.step.status or (self.failure.exit_status if self.failure else 0)
 
 
 class Run:
@@ -96,18 +45,24 @@ class Run:
         """Look at the host as it is now."""
         return observe.look(self.site.root, self.site.store, self.config, self.acquisition.pool, self.site.clock(), self.rehearsed)
 
-    def want(self, view: View) -> Want:
-        """Return what is asked of a CA: the certificate for the agent's key."""
+    def want(self, view: View, step: Optional[Step] = None) -> Want:
+        """Return what is asked of a CA: the certificate for the agent's key, or for the one that shall take its place."""
         ready, seen = view.ready, view.seen
+        open_request = self.site.store.journal.request
+        waits = ready.staged is not None and open_request.state != "none" and open_request.spki == ready.staged.spki
+        new_key = waits or (step is not None and step.new_key)
+        key = Key(seen.key, ready.agent.key, ready.pair.key)
+        if new_key:
+            key = keys.staged(self.site.store, ready.staged, self.config.agent.new_key)
 
         def judge(ca: CA, leaf: bytes, pool: Tuple[bytes, ...]) -> Tuple[verify.Mismatch, ...]:
-            path = observe.rehearsal(self.site.root, ready.agent, ready.pair.key, self.rehearsed)
-            return observe.judge(self.site.root, path, self.config, ca, ready.spec, seen.key, leaf, pool, self.site.clock())
+            path = observe.rehearsal(self.site.root, key.path, key.pem, self.rehearsed)
+            return observe.judge(self.site.root, path, self.config, ca, ready.spec, key.spki, leaf, pool, self.site.clock())
 
         def csr() -> bytes:
-            return request.build_csr(ready.spec, request.load_key(ready.pair.key or b""))
+            return request.build_csr(ready.spec, request.load_key(key.pem or b""))
 
-        return Want(ready.spec, seen.key, seen.inputs, seen.held, csr, judge, self.latch(view))
+        return Want(ready.spec, key.spki, seen.inputs, seen.held, csr, judge, self.latch(view), new_key)
 
     def latch(self, view: View) -> Optional[j.Latch]:
         """Return the name that the host gave itself, to be kept from the first success on; None where it is told its name."""
@@ -136,7 +91,8 @@ class Run:
             acts += self.tell(sealing.remember(self.site, view.seen))
             step = self.decide(view)
             if step.action in plan.WAITING:
-                self._clear_strays(view)
+                if view.found:
+                    tidy.clear(self.site.store, view.found.agent, view.found.pair, view.seen)
                 self._note_proof(view)
                 return self.result(tuple(acts), view)
             if self.tools.stopping():
@@ -151,12 +107,6 @@ class Run:
         for step in steps:
             self.tools.acted(step)
         return steps
-
-    def _clear_strays(self, view: View) -> None:
-        """Remove what a killed run left on its way in the agent's folder."""
-        found = view.found
-        if found and self.site.store.beside.has_strays(found.agent.certificate):
-            self.site.store.beside.sweep(found.agent.certificate, (found.pair.name.text.rpartition("/")[2],))
 
     def _note_proof(self, view: View) -> None:
         journal = self.site.store.journal
@@ -190,7 +140,7 @@ class Run:
         if view.seen.running and not view.seen.listening:
             self.site.store.update(restarting=self.site.store.journal.restarting or activate.ANY)
         work()
-        self.site.store.update(seen=transaction.signature(agents.read_pair(self.site.root, view.ready.agent)))
+        self.site.store.update(seen=places.signature(agents.read_pair(self.site.root, view.ready.agent)))
 
     def adopt(self, view: View, _step: Step) -> None:
         """L7: what is installed is valid, so the CA need not be asked."""
@@ -199,9 +149,9 @@ class Run:
             raise EnrollError("there is nothing to adopt")
         store.add_generation(ready.adoptable)
         store.update(
-            installed=transaction.place_of(self.site.root, ready.agent, ready.pair),
+            installed=places.place_of(self.site.root, ready.agent, ready.pair),
             proven=view.seen.served == view.seen.certificate,
-            seen=transaction.signature(ready.pair),
+            seen=places.signature(ready.pair),
             latch=self.latch(view),
         )
 
@@ -215,7 +165,12 @@ class Run:
         observe.account_can_read(agent, self.site.root)
         self.site.store.beside.check_folder(agent.certificate)
         self.wish = replace(self.wish, now=False)
-        transaction.install(self.site, agent, generation, running=view.seen.running, inputs=view.seen.inputs)
+        key = verify.facts(observe.stored(generation)[0]).spki
+        if key != view.seen.key:
+            self.site.store.beside.check_folder(agent.key)
+        transaction.install(
+            self.site, agent, generation, running=view.seen.running, inputs=view.seen.inputs, key=key if key != view.seen.key else "",
+        )
 
     def restart(self, view: View, step: Step) -> None:
         """L8, L9."""
@@ -225,15 +180,15 @@ class Run:
     def ask(self, view: View, step: Step) -> None:
         """The CA table. What would keep a certificate from being installed keeps it from being asked for."""
         if step.action == "submit":
-            self._check_agent(view)
-        self.wish = self.acquisition.carry_out(step, self.want(view), self.wish, lambda: self.decide(self.look()) == step)
+            self._check_agent(view, step)
+        self.wish = self.acquisition.carry_out(step, self.want(view, step), self.wish, lambda: self.decide(self.look()) == step)
 
-    def _check_agent(self, view: View) -> None:
+    def _check_agent(self, view: View, step: Step) -> None:
         agent, root = view.ready.agent, self.site.root
         kind = request.kind_of(request.load_key(view.ready.pair.key or b"").public_key())
         weak = verify.weakness(kind, verify.Rules(minimum_key=self.config.agent.minimum_key))
-        if weak:
-            raise AgentNotReady(f"the agent's {weak}; nothing was asked for", f"make a stronger one: {agent.scxsslconfig} -f -b 3072")
+        if weak and not step.new_key:
+            raise AgentNotReady(f"the agent's {weak}; nothing was asked for", "make a stronger one: scx-enroll run --rekey")
         self.site.store.beside.check_folder(agent.certificate)
         observe.account_can_read(agent, root)
         if view.seen.running:
@@ -367,7 +322,7 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
         if wrong:
             raise CertificateRefused(f"{name} refused: {'; '.join(m.detail for m in wrong)}", wrong[0].hint)
         origin = j.Origin(obtained=now, how="file")
-        generation = generation_of(leaf, verify.chain(leaf, rest), origin)
+        generation = places.generation_of(leaf, verify.chain(leaf, rest), origin)
         if seen.running and seen.certificate != verify.facts(leaf).leaf:
             activate.within_budget(site, 2)  # what is refused now must not be installed by a later run
         store.add_generation(generation)

@@ -61,6 +61,19 @@ class Place:
 
 
 @dataclass(frozen=True)
+class KeyPlace:
+    """What stands at the name by which the agent reads its key, or shall stand there. The bytes are in keys/, by their SPKI."""
+
+    kind: str  # "link" | "file"
+    spki: str  # SHA-256 of the public key
+    sha256: str  # of the file's bytes
+    text: str = ""  # of a link
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o400
+
+
+@dataclass(frozen=True)
 class Request:
     """One certificate signing request, from the moment before its first POST."""
 
@@ -98,6 +111,9 @@ class Installation:
     inputs: str = ""
     hold: str = ""  # after a rollback that the operator asked for
     why: str = ""  # it is being rolled back
+    key: str = ""  # the name by which the agent reads its key, where that changes, too
+    key_target: Optional[KeyPlace] = None
+    key_previous: Optional[KeyPlace] = None
 
 
 @dataclass(frozen=True)
@@ -269,6 +285,7 @@ T = TypeVar("T")
 
 _WORDS: Mapping[type, Tuple[str, Tuple[str, ...]]] = MappingProxyType({
     Place: ("kind", ("link", "file", "absent")),
+    KeyPlace: ("kind", ("link", "file")),
     Backoff: ("retry", ("soon", "later", "changed", "joining", "key")),
     Skip: ("retry", ("soon", "later", "changed")),
 })
@@ -310,6 +327,8 @@ def _check_states(journal: Journal) -> None:
             raise ValueError(f"unknown state {state!r}")
     if journal.installation.state != "settled" and not (journal.installation.target and journal.installation.previous):
         raise ValueError("an open installation without target or previous")
+    if bool(journal.installation.key) != bool(journal.installation.key_target and journal.installation.key_previous):
+        raise ValueError("a new key without its target or previous")
     if journal.request.state == "submitted" and journal.request.id is None:
         raise ValueError("a submitted request without ID")
 

@@ -14,18 +14,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from scx_enroll import agent as agents
-from scx_enroll import aside, identity, naming, pace, request, service, verify
+from scx_enroll import aside, identity, keys, naming, pace, request, service, verify
 from scx_enroll import journal as j
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.case import Observed
 from scx_enroll.config import CA, Config
 from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, HostError
 from scx_enroll.idle import STATE
+from scx_enroll.keys import Key
 from scx_enroll.pace import Held, Policy
+from scx_enroll.places import certificates_of, signature
 from scx_enroll.request import RequestSpec
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Generation, Store
-from scx_enroll.transaction import certificates_of, signature
 
 MAX_TRUST_BYTES = 1 << 20  # a system's whole bundle has 250 kB
 DAY_S = 24 * 3600
@@ -45,6 +46,7 @@ class Ready:
     turns: Tuple[int, ...]  # when each certificate that was judged, or judged by, begins and ends
     served: bytes  # by the agent's port: the leaf, DER
     resolved: bool  # the resolver gave the host's name just now, and may give another
+    staged: Optional[Key]  # the key that waits for its certificate
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,13 @@ Path = Callable[[Tuple[bytes, ...], Tuple[bytes, ...], str], str]  # DER, leaf f
 Known = Dict[Tuple[Optional[bytes], Tuple[bytes, ...], Tuple[bytes, ...], str], str]  # key and what a Path takes -> what it said
 
 
-def rehearsal(root: Root, agent: Agent, key: Optional[bytes], known: Known) -> Path:
-    """Return the check of a path by a handshake with the agent's own key, whose PEM is `key`; once for the same in one run."""
+def rehearsal(root: Root, key_path: str, key: Optional[bytes], known: Known) -> Path:
+    """Return the check of a path by a handshake with the key at `key_path`, whose PEM is `key`; once for the same in one run."""
 
     def path(ders: Tuple[bytes, ...], anchors: Tuple[bytes, ...], fqdn: str) -> str:
         asked = (key, ders, anchors, fqdn)
         if asked not in known:
-            known[asked] = service.rehearse(root, agent.key, b"".join(map(verify.pem, ders)), anchors, fqdn)
+            known[asked] = service.rehearse(root, key_path, b"".join(map(verify.pem, ders)), anchors, fqdn)
         return known[asked]
 
     return path
@@ -174,21 +176,24 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
     certificates = certificates_of(pair.certificate)
     installed = _facts(certificates)
     fqdn = naming.host_fqdn(root, config, store.journal, installed)
+    staged = keys.waiting(store, spki)
     spec = RequestSpec(fqdn, config.host.alternative_names)
-    share = share_of(fqdn)
+    share, foreign_key = share_of(fqdn), identity.foreign(root, agent, store.journal, spki)
     by_server = {ca.server: ca for ca in config.cas}
 
     def judged(der: bytes, more: Tuple[bytes, ...], server: str) -> Tuple[verify.Mismatch, ...]:
         authorities = (by_server[server],) if server in by_server else config.cas
-        found: List[Tuple[verify.Mismatch, ...]] = [
-            judge(root, rehearsal(root, agent, pair.key, rehearsed), config, ca, spec, spki, der, (*more, *pool), now) for ca in authorities
-        ]
-        return min(found, key=len)
+        ours = staged is not None and verify.facts(der).spki == staged.spki
+        key = staged if staged and ours else Key(spki, agent.key, pair.key)
+        path = rehearsal(root, key.path, key.pem, rehearsed)
+        found = [judge(root, path, config, ca, spec, key.spki, der, (*more, *pool), now) for ca in authorities]
+        foreign = (verify.Mismatch("foreign", foreign_key, "a new key follows by itself"),) if foreign_key and not ours else ()
+        return (*min(found, key=len), *foreign)
 
     held: Dict[str, Held] = {}
     generations = store.generations()
     for generation in generations:
-        if verify.facts(stored(generation)[0]).spki == spki:
+        if generation.id in store.journal.revoked or verify.facts(stored(generation)[0]).spki in (spki, staged.spki if staged else spki):
             one = held_as(generation, store.journal, judged)
             held[one.leaf] = one
     adoptable: Optional[Generation] = None
@@ -226,14 +231,15 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         aside=bool(aside.names(root, agent)),
         served_until=served.not_after if served else 0,
         loadable=loadable,
-        foreign_key=identity.foreign(root, agent, store.journal, spki),
+        staged=staged.spki if staged else "",
+        foreign_key=foreign_key,
     )
     notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
     notes += aside.leftovers(root, agent)
     turns = _turns(root, config, {*certificates, *pool, *(der for one in generations for der in stored(one))})
     turns += tuple(contact.ends - _lifetime_s(one) for contact in store.journal.contacts for one in generations)  # _ca_notes
     resolved = config.host.name == "auto" and naming.latched(config, store.journal) is None
-    ready = Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes, turns, answer.der, resolved)
+    ready = Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes, turns, answer.der, resolved, staged)
     return View(seen, policy_of(config, fqdn, root, now), ready)
 
 
@@ -258,7 +264,7 @@ def held_as(
     wrong = tuple(f"{m.what}: {m.detail}" for m in judged(der, tuple(rest), origin.ca)) + (("revoked: its CA says so",) if revoked else ())
     return Held(
         generation.id, facts.leaf, facts.not_before, facts.not_after, origin.due, origin.number, origin.obtained, wrong,
-        origin.ca, origin.request_id or 0, revoked,
+        origin.ca, origin.request_id or 0, revoked, facts.spki,
     )
 
 
@@ -303,6 +309,7 @@ def policy_of(config: Config, identity: str, root: Optional[Root] = None, now: i
         pending_s=renewal.pending_days * DAY_S,
         settle_s=config.agent.settle_s,
         opens=_opens(root, config.agent.restart_window, now) if root else 0,
+        new_key=config.agent.key == "new",
     )
 
 

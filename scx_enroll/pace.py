@@ -31,7 +31,7 @@ POLL_S = (60, 4 * HOUR_S)  # a pending request is polled after a quarter of its 
 
 @dataclass(frozen=True)
 class Held:
-    """A certificate that this host holds for the agent's present key, and what is wrong with it."""
+    """A certificate that this host holds for the agent's present key, or for the one to come, and what is wrong with it."""
 
     id: str
     leaf: str  # SHA-256
@@ -44,6 +44,7 @@ class Held:
     ca: str = ""  # server, where it knows the certificate by a request ID
     request_id: int = 0
     revoked: bool = False
+    key: str = ""  # SHA-256 of the public key that it is for
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Policy:
     pending_s: int = 30 * DAY_S
     settle_s: int = 120
     opens: int = 0  # when the agent may be restarted next, 0 for at any time
+    new_key: bool = False  # with each certificate
 
 
 def due(held: Held, policy: Policy, share: int) -> int:

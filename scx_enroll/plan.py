@@ -87,12 +87,6 @@ def _no_key(case: Case) -> Optional[Step]:
     return None if case.seen.key else Step("L5", "make_key", "the agent has no key")
 
 
-def _foreign_key(case: Case) -> Optional[Step]:
-    if not case.seen.foreign_key:
-        return None
-    return Step("L6", "wait", case.seen.foreign_key, status=4, hint="let the agent's own tool make another one: scxsslconfig -f")
-
-
 def _adoptable(case: Case) -> Optional[Step]:
     if not case.seen.stranger:
         return None
@@ -127,7 +121,7 @@ def _not_listening(case: Case) -> Optional[Step]:
 Row = Callable[[Case], Optional[Step]]
 
 LOCAL: Tuple[Row, ...] = (
-    _another_machine, _interrupted, _agent_missing, _held_by_operator, _others_at_work, _moved_aside, _no_key, _foreign_key, _adoptable,
+    _another_machine, _interrupted, _agent_missing, _held_by_operator, _others_at_work, _moved_aside, _no_key, _adoptable,
     _not_installed, _not_served, _not_listening,
 )
 
@@ -152,7 +146,7 @@ def decide(
         if asked.action not in WAITING:
             return asked
         step = replace(step, until=min(step.until, asked.until or step.until))
-    waits = step.action in ("wait", "nothing") and step.row not in ("L0", "L2", "L3", "L6")
+    waits = step.action in ("wait", "nothing") and step.row not in ("L0", "L2", "L3")
     return replace(step, until=_soonest(case, step.until)) if waits else step
 
 

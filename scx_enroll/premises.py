@@ -10,8 +10,8 @@ from typing import Any, Dict, List, Optional, Tuple
 from scx_enroll import agent as agents
 from scx_enroll import idle, pace, plan, report
 from scx_enroll import journal as j
-from scx_enroll.enroll import Result
 from scx_enroll.errors import Unconfigured
+from scx_enroll.job import Result
 from scx_enroll.rootfs import Root
 
 FRESH_NS = 10**9  # file systems keep the time of a change to a second at worst: one of the same second would not be seen

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 from scx_enroll import binding, journal, machine, pace, verify
 from scx_enroll.case import Step
-from scx_enroll.enroll import Result
 from scx_enroll.errors import EnrollError
+from scx_enroll.job import Result
 
 if TYPE_CHECKING:  # most runs have nothing to do with them
     from scx_enroll.behalf import Ended
@@ -97,6 +97,7 @@ def document(result: Result, now: int) -> Dict[str, Any]:
         "renewal_due": pace.due(newest, view.policy, seen.share) if newest else None,
         "question": state.question or None,
         "request": _request(state.request),
+        "new_key": seen.staged or None,
         "errands": [{"names": list(request.names), **(_request(request) or {})} for request in result.errands],
         "cas": [
             {
@@ -198,6 +199,7 @@ def as_status(facts: Mapping[str, Any]) -> str:
         rows.append(["renewal due", when(facts["renewal_due"])])
     if request:
         rows.append(["request", _shown(request)])
+    rows += [["new key", f"waits for its certificate, SHA-256 of its SPKI {spki}"] for spki in (facts["new_key"],) if spki]
     rows += [["for another", f"{', '.join(errand['names'])}: {_shown(errand)}"] for errand in facts["errands"]]
     rows += [["CA", f"{ca['server']}, {when(ca['time'])}: {ca['message']}"] for ca in facts["cas"]]
     for w in facts["waiting_for"]:

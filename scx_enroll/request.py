@@ -81,7 +81,7 @@ def expand(configured: str, short: str) -> str:
     return check_fqdn(configured.replace(SHORT_NAME, short.partition(".")[0]), "name")
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def load_key(pem: bytes) -> PrivateKey:
     """Return the first private key of a PEM file, as the agent reads it. Raises AgentNotReady with the reason."""
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -101,6 +101,22 @@ def load_key(pem: bytes) -> PrivateKey:
     if isinstance(key, rsa.RSAPrivateKey) or (isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in CURVES):
         return key
     raise AgentNotReady("the agent's key is neither RSA nor on a NIST curve", "make a new key: scxsslconfig -f")
+
+
+def make_key(kind: str) -> bytes:
+    """Return a new private key of a kind such as "rsa:3072", as PEM (PKCS#8) without a passphrase, which the agent can't give."""
+    from cryptography.hazmat.backends import default_backend
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    family, _, detail = kind.partition(":")
+    key: Any
+    if family == "rsa":
+        key = rsa.generate_private_key(65537, int(detail), default_backend())
+    else:
+        key = ec.generate_private_key(getattr(ec, detail.upper())(), default_backend())
+    made: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return made
 
 
 def _load_unchecked(pem: bytes) -> Any:

@@ -12,7 +12,7 @@ import secrets
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Set, Tuple
 
 from scx_enroll import journal as j
 from scx_enroll.beside import Beside
@@ -24,6 +24,7 @@ from scx_enroll.rootfs import Root
 STATUS = f"{STATUS_FOLDER}/{STATUS_NAME}"
 _KEPT = re.compile(r"[0-9a-f]{64}\.pem|[0-9]+\.html")  # what stands in original/ and pages/
 MAX_STATE_BYTES = 1 << 20  # a journal is some kB; chains and saved certificates are smaller still
+_KEY = re.compile(r"([0-9a-f]{64})(\.old)?\.pem")  # in keys/: it waits for its certificate; or makes room for another
 KEPT_GENERATIONS = 8
 KEPT_ORIGINALS = 8
 KEPT_PAGES = 5
@@ -91,6 +92,25 @@ class Store:
         """Return bytes that `save_original` kept."""
         return self.root.read(f"{STATE}/original/{name}", MAX_STATE_BYTES, trusted=True)
 
+    def staged(self) -> Tuple[str, ...]:
+        """The SPKI hashes of the keys that wait for their certificates."""
+        found = map(_KEY.fullmatch, self.root.listdir(f"{STATE}/keys"))
+        return tuple(shape[1] for shape in found if shape and not shape[2])
+
+    def kept_keys(self) -> Set[str]:
+        """What `drop_keys` may remove: the SPKI hashes of the keys that wait, and the names of old ones."""
+        found = map(_KEY.fullmatch, self.root.listdir(f"{STATE}/keys"))
+        return {shape[0] if shape[2] else shape[1] for shape in found if shape}
+
+    @staticmethod
+    def key_path(spki: str, *, old: bool = False) -> str:
+        """Return where a key stands, beneath the root; `old`: the agent's, while another takes its place."""
+        return f"{STATE}/keys/{spki}{'.old' if old else ''}.pem"
+
+    def key(self, spki: str, *, old: bool = False) -> bytes:
+        """Return a key (PEM) that `save_key` kept. Raises FileNotFoundError, HostError."""
+        return self.root.read(self.key_path(spki, old=old), MAX_STATE_BYTES, private=True)
+
     # -- the lock -----------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -133,7 +153,7 @@ class Store:
         return True
 
     def _clear_temporaries(self) -> None:
-        for sub in ("", "generations", "original", "pages", "submitted"):
+        for sub in ("", "generations", "original", "pages", "submitted", "keys"):
             with explained(STATE), self._folder(sub, create=True) as folder:
                 clear(folder)
 
@@ -279,6 +299,21 @@ class Store:
         with explained(f"{STATE}/original/{name}"), self._folder("original", create=True) as folder:
             write(folder, name, data, 0o600)
         return name
+
+    def save_key(self, spki: str, pem: bytes, *, old: bool = False) -> None:
+        """Keep a private key, for root alone."""
+        path = self.key_path(spki, old=old)
+        with explained(path), self._folder("keys", create=True) as folder:
+            write(folder, path.rpartition("/")[2], pem, 0o600)
+
+    def drop_keys(self, kept: "frozenset[str]") -> None:
+        """Remove every key but those that wait for their certificates and are in `kept` (SPKI hashes): an old key must not live on."""
+        with explained(f"{STATE}/keys"), self._folder("keys", create=True) as folder:
+            gone = [m[0] for m in map(_KEY.fullmatch, os.listdir(folder)) if m and (m[2] or m[1] not in kept)]
+            for name in gone:
+                os.unlink(name, dir_fd=folder)
+            if gone:
+                os.fsync(folder)
 
     def save_page(self, skeleton: str, now: int) -> str:
         """Keep the skeleton of a page that was not recognised; returns its path."""

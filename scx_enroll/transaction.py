@@ -8,71 +8,32 @@ that was killed alike.
 import hashlib
 import os
 from dataclasses import replace
-from typing import Optional, Tuple
+from typing import Any, Dict, Optional
 
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
-from scx_enroll import service
+from scx_enroll import pairs, service
 from scx_enroll.activate import Site, Truce, come_back, leave_packagers_alone, prove, within_budget
 from scx_enroll.agent import Agent, Pair
-from scx_enroll.beside import COPY
-from scx_enroll.errors import AgentNotReady, CertificateRefused, EnrollError, HostError, RollbackFailed, RolledBack
-from scx_enroll.rootfs import Root
-from scx_enroll.store import MAX_STATE_BYTES, Generation
-from scx_enroll.verify import read
+from scx_enroll.errors import AgentNotReady, EnrollError, HostError, RollbackFailed, RolledBack
+from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, stands
+from scx_enroll.request import load_key, spki_of
+from scx_enroll.store import Generation
 
+ROLES = {"target": "previous", "previous": "target"}  # each with the other one
 MAX_SKIPS = 8  # as many as generations are kept
-COPY_MODE = 0o444  # as the agent's own tool leaves it; everybody may read a certificate
 
 
-def certificates_of(data: Optional[bytes]) -> Tuple[bytes, ...]:
-    """Return the certificates (DER) in what the agent reads; none where it is absent or damaged, which is drift."""
-    try:
-        return read(data or b"")
-    except CertificateRefused:
-        return ()
-
-
-def leaf_of(data: Optional[bytes]) -> str:
-    """Return the SHA-256 of the first certificate in `data`, "" where there is none."""
-    found = certificates_of(data)
-    return hashlib.sha256(found[0]).hexdigest() if found else ""
-
-
-def place_of(root: Root, agent: Agent, pair: Pair) -> j.Place:
-    """Describe what stands at the name the agent reads."""
-    data = pair.certificate or b""
-    leaf = leaf_of(pair.certificate)
-    beside, _, copy = pair.name.text.rpartition("/")
-    ours = COPY.fullmatch(copy) if beside in ("", agent.certificate.rpartition("/")[0]) else None
-    return j.Place(
-        kind=pair.name.kind if pair.name.kind in ("link", "file") else "absent",
-        text=pair.name.text,
-        leaf=leaf,
-        sha256=hashlib.sha256(data).hexdigest() if pair.certificate is not None else "",
-        uid=pair.target.uid,
-        gid=pair.target.gid,
-        mode=pair.target.mode or COPY_MODE,
-        marker=bool(agent.marker) and root.entry(agent.marker).kind == "file",
-        generation=ours[1] if ours and leaf.startswith(ours[1]) else "",
-    )
-
-
-def signature(pair: Pair) -> str:
-    """Identify the state of the agent's files, to tell our own changes from those of others."""
-    entries = (pair.name, pair.target, pair.key_target)
-    return hashlib.sha256(repr([(e.kind, e.inode, e.ctime_ns) for e in entries]).encode()).hexdigest()
-
-
-def install(site: Site, agent: Agent, generation: Generation, *, running: bool, inputs: str) -> None:
+def install(site: Site, agent: Agent, generation: Generation, *, running: bool, inputs: str, key: str = "") -> None:
     """Put a generation in service. `running`: the agent is meant to run, so it is restarted and must serve it.
 
+    `key`: the staged key (SPKI hash) that it is for, "" where the agent's stays.
     Raises RolledBack or RollbackFailed where it was not served, HostError where nothing could be changed, AgentNotReady
     before anything is changed where the restart budget has no room for the way back.
     """
     name = site.store.beside.free_copy(agent.certificate, generation.id)
     # A migration to OMI moves the classic name, a link, into OMI's folder: there only an absolute text leads to the copy.
-    text = name if agent.layout == "omi" else _reached(agent.certificate, name)
+    text = name if agent.layout == "omi" else reached(agent.certificate, name)
     target = j.Place(
         kind="link",
         text=text,
@@ -83,7 +44,7 @@ def install(site: Site, agent: Agent, generation: Generation, *, running: bool, 
         mode=COPY_MODE,
         generation=generation.id,
     )
-    _begin(site, agent, target, running=running, inputs=inputs, hold="")
+    _begin(site, agent, target, running=running, inputs=inputs, hold="", key=key)
 
 
 def put_back(site: Site, agent: Agent, place: j.Place, *, running: bool, inputs: str, hold: str) -> None:
@@ -91,7 +52,7 @@ def put_back(site: Site, agent: Agent, place: j.Place, *, running: bool, inputs:
     _begin(site, agent, place, running=running, inputs=inputs, hold=hold)
 
 
-def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: str, hold: str) -> None:
+def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: str, hold: str, key: str = "") -> None:
     leave_packagers_alone(site)
     if running:
         service.check_tool(site.root, agent.scxadmin)
@@ -111,8 +72,27 @@ def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: 
         inputs=inputs,
         hold=hold,
         pid=0,
+        **(_new_key(site, agent, pair, key) if key else {}),
     )
     proceed(site)
+
+
+def _new_key(site: Site, agent: Agent, pair: Pair, spki: str) -> Dict[str, Any]:
+    """Return what the journal needs to change the key, too; the present one is kept until the new pair is proven."""
+    owner, present = agents.owner(site.root, agent), pair.key_target
+    if pair.key is None:
+        raise AgentNotReady("the agent's key is gone", "run again: it starts from what is there")
+    old = spki_of(load_key(pair.key))
+    site.store.save_key(old, pair.key, old=True)
+    name = site.root.entry(agent.key)
+    uid, gid = owner or (present.uid, present.gid)
+    return {
+        "key": agent.key,
+        "key_target": j.KeyPlace("file", spki, hashlib.sha256(site.store.key(spki)).hexdigest(), "", uid, gid),
+        "key_previous": j.KeyPlace(
+            name.kind, old, hashlib.sha256(pair.key).hexdigest(), name.text, present.uid, present.gid, present.mode,
+        ),
+    }
 
 
 def proceed(site: Site) -> None:
@@ -125,14 +105,25 @@ def proceed(site: Site) -> None:
     entry = site.store.journal.installation
     leave_packagers_alone(site)
     agent = _agent(site, entry)
-    if agent is None or not any(_stands(site, entry.certificate, _known(place)) for place in (entry.target, entry.previous)):
-        site.store.installation("undone" if entry.state == "installing" else "kept")
+    same = agent.certificate == entry.certificate and entry.key in ("", agent.key)
+    if not same or not any(_is_there(site, agent, role) for role in ROLES):
+        _close(site, agent, "undone" if entry.state == "installing" else "kept")
         return
-    if entry.state == "installing":
+    try:
+        _finish(site, agent)
+    except pairs.Disturbed:
+        _close(site, agent, "undone" if site.store.journal.installation.state == "installing" else "kept")
+        raise
+
+
+def _finish(site: Site, agent: Agent) -> None:
+    if site.store.journal.installation.state == "installing":
         try:
             _forward(site, agent)
+        except pairs.Disturbed:
+            raise
         except Truce as spent:
-            if service.probe(agent.port).listening or not _stands(site, entry.certificate, _known(entry.target)):
+            if service.probe(agent.port).listening or not _is_there(site, agent, "target"):
                 raise
             site.store.installation("failed", why=spent.message)  # a killed run left it down: the last restart is for the way back
         except AgentNotReady as cause:
@@ -140,29 +131,96 @@ def proceed(site: Site) -> None:
                 raise
             site.store.installation("failed", why=cause.message)
         except HostError:
-            if _open_unchanged(site):
-                site.store.installation("undone")
+            if _open_unchanged(site, agent):
+                _close(site, agent, "undone")
             raise
     if site.store.journal.installation.state == "rolling_back":
         _backward(site, agent)
 
 
-def _agent(site: Site, entry: j.Installation) -> Optional[Agent]:
-    """Return the agent whose installation is open, None where it reads another name now: a migration, or another conf.
+def _agent(site: Site, entry: j.Installation) -> Agent:
+    """Return the agent whose installation is open, which may read another name by now: a migration, or another conf.
 
     Raises AgentNotReady where there is none that can be looked at.
     """
     try:
-        found = agents.find(site.root, entry.layout, entry.port)
+        return agents.find(site.root, entry.layout, entry.port)
     except AgentNotReady:
-        found = agents.find(site.root, "auto", entry.port)
-    return found if found.certificate == entry.certificate else None
+        return agents.find(site.root, "auto", entry.port)
 
 
-def _open_unchanged(site: Site) -> bool:
-    """Say whether the open installation has not changed the name yet."""
+def _open_unchanged(site: Site, agent: Agent) -> bool:
+    """Say whether the open installation has not changed what the agent reads yet."""
+    return site.store.journal.installation.state == "installing" and not _is_there(site, agent, "target")
+
+
+def _close(site: Site, agent: Agent, event: str) -> None:
+    """End an installation that changed nothing, or whose names somebody else has changed: what is there stays."""
     entry = site.store.journal.installation
-    return entry.state == "installing" and not _stands(site, entry.certificate, _known(entry.target))
+    if entry.key:
+        names, previous = _names(site, agent, entry), _side(site, entry, "previous")
+        if pairs.is_broken(site.root, names) and previous:
+            _straighten(site, agent, "target" if previous.bare else "previous", lost=True)
+        pairs.straighten(site.store, names)
+    site.store.installation(event)
+    if entry.key_target:
+        site.store.drop_keys(frozenset({entry.key_target.spki}))
+
+
+def _names(site: Site, agent: Agent, entry: j.Installation) -> pairs.Names:
+    """Return the names of a pair that is changed; the account may have another number by now."""
+    known = entry.key_target
+    return pairs.Names(entry.certificate, entry.key, agents.owner(site.root, agent) or (known.uid, known.gid) if known else (0, 0))
+
+
+def _place(entry: j.Installation, role: str) -> j.Place:
+    return _known(entry.target if role == "target" else entry.previous)
+
+
+def _side(site: Site, entry: j.Installation, role: str) -> Optional[pairs.Side]:
+    """Return one of the two pairs from our own records, None where they are gone."""
+    key = entry.key_target if role == "target" else entry.key_previous
+    certificate, stands_for = data_of(site.store, _place(entry, role)), data_of(site.store, _place(entry, "target"))
+    if key is None or stands_for is None:
+        return None
+    try:
+        return pairs.Side(certificate or stands_for, site.store.key(key.spki, old=role == "previous"), certificate is None)
+    except FileNotFoundError:
+        return None
+
+
+def _is_there(site: Site, agent: Agent, role: str) -> bool:
+    """Say whether the agent reads what the open installation calls "target" or "previous"."""
+    entry = site.store.journal.installation
+    if not entry.key:
+        return stands(site.root, entry.certificate, _place(entry, role))
+    side = _side(site, entry, role)
+    return side is not None and pairs.reads(site.root, _names(site, agent, entry), side)
+
+
+def _turn(site: Site, agent: Agent, role: str) -> bool:
+    """Have the agent's names lead to the target, or to what was there before; says whether they do."""
+    entry = site.store.journal.installation
+    if not entry.key or _is_there(site, agent, role):
+        return bool(entry.key) or _put(site, role)
+    now, then = _side(site, entry, ROLES[role]), _side(site, entry, role)
+    if now is None or then is None or then.bare or not _is_there(site, agent, ROLES[role]):
+        return False
+    pairs.switch(site.store, _names(site, agent, entry), now, then)
+    return True
+
+
+def _straighten(site: Site, agent: Agent, role: str, *, lost: bool = False) -> None:
+    """After a change of the key: a regular file again, and the usual single link. `lost`: they lead to nothing now. Raises Disturbed."""
+    entry = site.store.journal.installation
+    side, key = _side(site, entry, role), entry.key_target if role == "target" else entry.key_previous
+    if side and key:
+        names = _names(site, agent, entry)
+        if not lost:
+            pairs.check(site.root, names, side)
+        pairs.put_key(site.store, names, replace(key, uid=names.owner[0], gid=names.owner[1]) if role == "target" else key, side.key)
+        _put(site, role)
+        site.store.beside.remove_pairs(entry.certificate)
 
 
 def _known(place: Optional[j.Place]) -> j.Place:
@@ -171,40 +229,12 @@ def _known(place: Optional[j.Place]) -> j.Place:
     return place
 
 
-def _reached(certificate: str, text: str) -> str:
-    """Return the path that a link with this text at the agent's name leads to."""
-    return text if text.startswith("/") else certificate.rpartition("/")[0] + "/" + text
-
-
-def _holds(site: Site, path: str, sha256: str) -> bool:
-    try:
-        return hashlib.sha256(site.root.read(path, MAX_STATE_BYTES)).hexdigest() == sha256
-    except (FileNotFoundError, HostError):
-        return False
-
-
-def _stands(site: Site, certificate: str, place: j.Place) -> bool:
-    entry = site.root.entry(certificate)
-    if entry.kind != place.kind or (place.kind == "link" and entry.text != place.text):
-        return False
-    if not place.sha256:  # nothing was reached through the name
-        return site.root.resolve(certificate).kind == "absent"
-    return _holds(site, certificate, place.sha256)
-
-
-def _data(site: Site, place: j.Place) -> Optional[bytes]:
-    """Return the bytes of a place from our own records, None where we have none."""
-    if place.saved:
-        return site.store.original(place.saved)
-    for generation in site.store.generations():
-        if place.generation and generation.id == place.generation:
-            return generation.certificate
-    return None
-
-
-def _fits(site: Site, agent: Agent, place: j.Place) -> bool:
-    data = _data(site, place)
-    return data is not None and service.fits(site.root, agent.key, data)
+def _fits(site: Site, agent: Agent, role: str) -> bool:
+    """Say whether OpenSSL takes a side's certificate with the key that goes with it: the agent's own, or the one in our records."""
+    entry = site.store.journal.installation
+    data, key = data_of(site.store, _place(entry, role)), entry.key_target if role == "target" else entry.key_previous
+    path = site.store.key_path(key.spki, old=role == "previous") if entry.key and key else agent.key
+    return data is not None and service.fits(site.root, path, data)
 
 
 def _put(site: Site, role: str) -> bool:
@@ -213,13 +243,13 @@ def _put(site: Site, role: str) -> bool:
     Says whether it does: False where nothing was recorded to put there.
     """
     entry = site.store.journal.installation
-    certificate, place = entry.certificate, _known(entry.target if role == "target" else entry.previous)
-    if _stands(site, certificate, place):
+    certificate, place = entry.certificate, _place(entry, role)
+    if stands(site.root, certificate, place):
         return True
-    if place.kind == "link" and _holds(site, _reached(certificate, place.text), place.sha256):
+    if place.kind == "link" and holds(site.root, reached(certificate, place.text), place.sha256):
         site.store.beside.swap(certificate, place)
         return True
-    data = _data(site, place)
+    data = data_of(site.store, place)
     if data is None:
         return False
     # Where it can't stand as it did, what shall stand instead is recorded first, or a run killed here would not know it again.
@@ -227,7 +257,7 @@ def _put(site: Site, role: str) -> bool:
         _record(site, role, replace(place, kind="file", text=""))
         site.store.beside.swap(certificate, place, data)
         return True
-    if site.root.entry(_reached(certificate, place.text)).kind != "absent":  # somebody else's bytes under that name
+    if site.root.entry(reached(certificate, place.text)).kind != "absent":  # somebody else's bytes under that name
         folder, slash, _ = place.text.rpartition("/")
         place = replace(place, text=folder + slash + site.store.beside.free_copy(certificate, place.generation))
         _record(site, role, place)
@@ -238,8 +268,7 @@ def _put(site: Site, role: str) -> bool:
 
 def _record(site: Site, role: str, place: j.Place) -> None:
     entry = site.store.journal.installation
-    known = entry.target if role == "target" else entry.previous
-    if place != known:
+    if place != _place(entry, role):
         moved = replace(entry, target=place) if role == "target" else replace(entry, previous=place)
         site.store.update(installation=moved)
 
@@ -253,19 +282,22 @@ def _forward(site: Site, agent: Agent) -> None:
     """Raises AgentNotReady where the target is in place but not served."""
     entry = site.store.journal.installation
     target = _known(entry.target)
-    usable = _fits(site, agent, target)
-    if not _stands(site, entry.certificate, target) and not usable:
-        site.store.installation("undone")
+    usable = _fits(site, agent, "target")
+    if not usable and not _is_there(site, agent, "target"):
+        _close(site, agent, "undone")
         raise AgentNotReady(
             "the certificate to install does not fit the agent's key any more", "run again: it starts from what is there"
         )
     if not usable:
         raise AgentNotReady("the agent's key changed while its certificate was installed")
-    _put(site, "target")
+    if not _turn(site, agent, "target"):
+        _close(site, agent, "undone")
+        raise AgentNotReady("the certificate to install, or its key, is gone from our records", "run again: it starts from what is there")
     _mark(site, agent, target)
     proven = site.root.live and entry.running
     if proven:
         prove(site, agent, target.leaf, reserve=1)
+    _straighten(site, agent, "target")
     _settle(site, agent, "proved" if proven else "left_unproven", installed=_current(site, agent), proven=proven)
 
 
@@ -296,6 +328,8 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
         },
     )
     site.store.prune()
+    if entry.key_target:
+        site.store.drop_keys(frozenset() if forward else frozenset({entry.key_target.spki}))  # the old one does not live on
 
 
 def _skip(site: Site, generation: str, inputs: str, retry: str, status: int, message: str) -> j.Skip:
@@ -308,11 +342,11 @@ def _backward(site: Site, agent: Agent) -> None:
     entry = site.store.journal.installation
     target, previous = _known(entry.target), _known(entry.previous)
     what = f"generation {target.generation}" if target.generation else "the earlier certificate"
-    fits = _fits(site, agent, previous)
-    if not fits and not _fits(site, agent, target):  # a restart would end an agent that may still serve what it has read
+    fits = _fits(site, agent, "previous")
+    if not fits and not _fits(site, agent, "target"):  # a restart would end an agent that may still serve what it has read
         _settle(site, agent, "kept", installed=_current(site, agent), proven=False)
         raise AgentNotReady(entry.why, "run again: it starts from what is there")
-    restored = fits and _put(site, "previous")
+    restored = fits and _turn(site, agent, "previous")
     if restored:
         _mark(site, agent, previous)
     answer = service.Served(listening=False)
@@ -322,14 +356,15 @@ def _backward(site: Site, agent: Agent) -> None:
         message = f"{what} was rolled back: {entry.why}"
         skip = _skip(site, target.generation, entry.inputs, "later", RolledBack.exit_status, message)
         _remember_skip(site, skip)
+        _straighten(site, agent, "previous")
         _settle(site, agent, "restored", installed=_current(site, agent), proven=entry.running and site.root.live)
         raise RolledBack(
             f"{message}; the agent serves {previous.leaf[:16] or 'nothing'} as before",
             f"see {agent.log}, mend the cause, then: scx-enroll run --now",
         )
-    if _fits(site, agent, target):
-        _put(site, "target")
+    if _fits(site, agent, "target") and _turn(site, agent, "target"):
         _mark(site, agent, target)
+        _straighten(site, agent, "target")
     _settle(site, agent, "kept", installed=_current(site, agent), proven=False)
     raise RollbackFailed(
         f"the agent serves neither {what} nor what it served before: {answer.problem or answer.leaf[:16]}; the certificate "

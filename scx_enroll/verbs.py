@@ -40,11 +40,11 @@ class Call:
     """One call: its arguments, and what the verbs share."""
 
     def __init__(self, arguments: argparse.Namespace, signals: Signals) -> None:
-        from scx_enroll import enroll, report
+        from scx_enroll import enroll, job, report
         from scx_enroll.case import Wish
         from scx_enroll.rootfs import Root
 
-        self.enroll, self.report = enroll, report
+        self.enroll, self.report, self.stopped = enroll, report, job.Stopped
         self.given: Dict[str, Any] = vars(arguments)
         self.json = self.flag("json")
         self.quiet = self.flag("unattended")
@@ -54,12 +54,12 @@ class Call:
         if self.flag("live") and "root" not in self.given:
             raise UsageError("--live goes with --root", "without --root this host's own agent is meant anyway")
         self.root = Root(self.given.get("root", "/"), self.flag("live"))
-        wish = Wish(now=self.flag("now"), renew=self.flag("renew"))
-        self.options = enroll.Options(self.given.get("config", ""), wish, self.given.get("wait", 0.0), self.flag("accept_name"))
+        wish = Wish(now=self.flag("now"), renew=self.flag("renew") or self.flag("rekey"), rekey=self.flag("rekey"))
+        self.options = job.Options(self.given.get("config", ""), wish, self.given.get("wait", 0.0), self.flag("accept_name"))
         self.signals = signals
         self.told: Any = sys.stdout  # where acts are told
         self.progress = _progress(verbose=self.flag("verbose"))
-        self.tools = enroll.Tools(waiting=self._waiting, acted=self._acted, stopping=lambda: signals.caught != 0, noted=self._noted)
+        self.tools = job.Tools(waiting=self._waiting, acted=self._acted, stopping=lambda: signals.caught != 0, noted=self._noted)
 
     def flag(self, name: str) -> bool:
         """Whether an option without value was given."""
@@ -71,7 +71,7 @@ class Call:
             from scx_enroll import systemd
 
             if systemd.manages(self.root.path) and systemd.is_going_down():
-                raise self.enroll.Stopped
+                raise self.stopped
         self.progress(message)
 
     def _noted(self, message: str) -> None:
@@ -95,7 +95,7 @@ class Call:
             say(sys.stdout, self.report.as_json(facts))
         elif not self.quiet or status or facts["acts"] or self.flag("verbose"):
             stream = sys.stderr if facts["exit_status"] else sys.stdout
-            say(stream, self.report.as_end(facts, failed=result.failure is not None, wished=self.flag("renew")))
+            say(stream, self.report.as_end(facts, failed=result.failure is not None, wished=self.options.wish.renew))
         return int(status)
 
     def _carefully(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -138,7 +138,7 @@ class Call:
                     self._leave_premises(result)
                 return status
             if self.tools.stopping():
-                raise self.enroll.Stopped
+                raise self.stopped
             unattended.load_everything()
             time.sleep(QUIET_POLL_S)
 
@@ -167,7 +167,8 @@ class Call:
     def _check_adopt(self) -> None:
         if self.given["ca"] and self.given["adopt"] is None:
             raise UsageError("--ca says at which CA the request of --adopt is", "give --adopt ID too, or leave --ca out")
-        for first, others in (("adopt", ("dry_run", "unattended", "renew", "accept_name")), ("accept_name", ("dry_run", "unattended"))):
+        apart = {"adopt": ("dry_run", "unattended", "renew", "rekey", "accept_name"), "accept_name": ("dry_run", "unattended")}
+        for first, others in apart.items():
             for option in others:
                 if self.given[first] not in (None, False) and self.flag(option):
                     raise UsageError(f"--{first.replace('_', '-')} does not go with --{option.replace('_', '-')}", "leave one of them out")

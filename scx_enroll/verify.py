@@ -319,7 +319,8 @@ def warnings(der: bytes, spec: RequestSpec, rules: Rules) -> Tuple[str, ...]:
         return ()
     found = []
     if not key.startswith("rsa:") or int(key[4:]) < SAFE_RSA_BITS:
-        found.append(f"key is {key}: the agent's packages throw it away at their next upgrade; rsa:{SAFE_RSA_BITS} stays")
+        thrown = "the agent's packages throw it away at their next upgrade"
+        found.append(f"key is {key}: {thrown}; rsa:{SAFE_RSA_BITS} stays: scx-enroll run --rekey")
     if not rules.require_cn and spec.fqdn not in names:
         found.append(f"CN is {_shown(', '.join(names)) or 'missing'}, not {spec.fqdn}: SCOM may refuse it")
     return tuple(found)

@@ -13,8 +13,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import pytest
 
 from scx_enroll import enroll, service
-from scx_enroll.enroll import Options, Result, Tools
 from scx_enroll.errors import EnrollError
+from scx_enroll.job import Options, Result, Tools
 from scx_enroll.plan import Wish
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Patience
@@ -71,6 +71,13 @@ class Scene:
             self.write(f"password{number}", ca.password.encode() + b"\n", 0o600)
         self.configure()
 
+    @classmethod
+    def of(cls, host: LabHost, cas: Sequence[LabCA], **settings: str) -> Scene:
+        """Return the scene of a tree that is configured already; `settings` as it was."""
+        made = cls.__new__(cls)
+        made.host, made.cas, made.settings, made.offset_s, made.patience, made.acted = host, cas, settings, 0, BRISK, []
+        return made
+
     @property
     def etc(self) -> Path:
         """The configuration's folder."""
@@ -100,7 +107,7 @@ class Scene:
         left.setdefault("settle", "0s")
         text = "[host]\n" + lines(("name", "alternative_names"))
         text += "[renewal]\n" + lines(("at", "spread", "certificates_per_day", "submissions_per_day", "pending_days"))
-        text += f"[agent]\nport = {self.host.port}\n" + lines(("settle", "layout", "minimum_key", "activation", "restart_window"))
+        text += f"[agent]\nport = {self.host.port}\n" + lines(("settle", "layout", "minimum_key", "activation", "restart_window", "key", "new_key"))
         shared = lines(("require_cn", "require_revocation", "template"))
         if "template" not in shared:
             shared += "template = SCXAgent\n"

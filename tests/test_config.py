@@ -239,8 +239,6 @@ def test_a_value_out_of_bounds_is_refused_where_it_stands(base, section, line):
 @pytest.mark.parametrize(
     ("section", "line"),
     [
-        ("agent", "key = new"),
-        ("agent", "new-key = rsa:4096"),
         ("report", "metrics = /var/lib/x.prom"),
     ],
 )

@@ -496,9 +496,9 @@ def test_a_question_arranged_by_a_wrong_clock():
 
 def test_a_revoked_certificate_is_replaced_and_its_successor_is_not():
     """C4, C3: SCOM refuses a revoked one. Whoever revokes twice means it."""
-    gone = replace(KNOWN, revoked=True, mismatches=("revoked: its CA says so",))
+    gone = replace(KNOWN, revoked=True, mismatches=("revoked: its CA says so",), key=GOOD.key)
     step = at(replace(GOOD, held=(gone,)))
-    assert (step.row, step.action) == ("C4", "submit")
+    assert (step.row, step.action, step.new_key) == ("C4", "submit", True)
     assert "revoked generation new" in step.reason
     again = replace(gone, id="newer", leaf="leaf-newer", number=2)
     twice = replace(GOOD, held=(gone, again))
@@ -584,11 +584,11 @@ CAUSES = [
     ("L4", dict(), dict(hold="by the operator")),
     ("L3", dict(busy="dpkg"), dict()),
     ("L5", dict(key=""), dict()),
-    ("L6", dict(foreign_key="it came with the image"), dict()),
     ("L7", dict(certificate="self", held=(OLD,)), dict()),
     ("L8", dict(served="other", held=(OLD,)), dict()),
     ("C1", dict(), dict(request=replace(SENT, ca="gone"))),
     ("C3", dict(), dict(backoffs=(backoff("", "changed", 8),))),
+    ("L6", dict(foreign_key="it came with the image"), dict()),
     ("C4", dict(), dict()),
 ]
 

@@ -295,7 +295,7 @@ def test_the_state_directory_itself_is_lost(tree, monkeypatch):
     for index, call in enumerate(recorder.calls):
         if call == "mkdir":
             assert recorder.calls[index + 1] == "fsync folder"
-    assert recorder.calls.count("mkdir") == 7  # var, lib, scx-enroll, and four in it
+    assert recorder.calls.count("mkdir") == 8  # var, lib, scx-enroll, and five in it
 
 
 def test_a_copy_never_replaces_a_file(store, tree):

@@ -1,0 +1,92 @@
+"""What stands at the name by which the agent reads its certificate: described, and compared with what was recorded."""
+
+import hashlib
+from typing import Optional, Tuple
+
+from scx_enroll import journal as j
+from scx_enroll.agent import Agent, Pair
+from scx_enroll.beside import COPY
+from scx_enroll.errors import CertificateRefused, HostError
+from scx_enroll.rootfs import Root
+from scx_enroll.store import MAX_STATE_BYTES, Generation, Store
+from scx_enroll.verify import facts, pem, read
+
+COPY_MODE = 0o444  # as the agent's own tool leaves it; everybody may read a certificate
+
+
+def certificates_of(data: Optional[bytes]) -> Tuple[bytes, ...]:
+    """Return the certificates (DER) in what the agent reads; none where it is absent or damaged, which is drift."""
+    try:
+        return read(data or b"")
+    except CertificateRefused:
+        return ()
+
+
+def leaf_of(data: Optional[bytes]) -> str:
+    """Return the SHA-256 of the first certificate in `data`, "" where there is none."""
+    found = certificates_of(data)
+    return hashlib.sha256(found[0]).hexdigest() if found else ""
+
+
+def place_of(root: Root, agent: Agent, pair: Pair) -> j.Place:
+    """Describe what stands at the name the agent reads."""
+    data = pair.certificate or b""
+    leaf = leaf_of(pair.certificate)
+    beside, _, copy = pair.name.text.rpartition("/")
+    ours = COPY.fullmatch(copy) if beside in ("", agent.certificate.rpartition("/")[0]) else None
+    return j.Place(
+        kind=pair.name.kind if pair.name.kind in ("link", "file") else "absent",
+        text=pair.name.text,
+        leaf=leaf,
+        sha256=hashlib.sha256(data).hexdigest() if pair.certificate is not None else "",
+        uid=pair.target.uid,
+        gid=pair.target.gid,
+        mode=pair.target.mode or COPY_MODE,
+        marker=bool(agent.marker) and root.entry(agent.marker).kind == "file",
+        generation=ours[1] if ours and leaf.startswith(ours[1]) else "",
+    )
+
+
+def signature(pair: Pair) -> str:
+    """Identify the state of the agent's files, to tell our own changes from those of others."""
+    entries = (pair.name, pair.target, pair.key_target)
+    return hashlib.sha256(repr([(e.kind, e.inode, e.ctime_ns) for e in entries]).encode()).hexdigest()
+
+
+def reached(certificate: str, text: str) -> str:
+    """Return the path that a link with this text at the agent's name leads to."""
+    return text if text.startswith("/") else certificate.rpartition("/")[0] + "/" + text
+
+
+def holds(root: Root, path: str, sha256: str) -> bool:
+    """Say whether a path leads to bytes with this SHA-256."""
+    try:
+        return hashlib.sha256(root.read(path, MAX_STATE_BYTES)).hexdigest() == sha256
+    except (FileNotFoundError, HostError):
+        return False
+
+
+def stands(root: Root, certificate: str, place: j.Place) -> bool:
+    """Say whether the name is as a place says: the same link or file, leading to the same bytes."""
+    entry = root.entry(certificate)
+    if entry.kind != place.kind or (place.kind == "link" and entry.text != place.text):
+        return False
+    if not place.sha256:  # nothing was reached through the name
+        return root.resolve(certificate).kind == "absent"
+    return holds(root, certificate, place.sha256)
+
+
+def data_of(store: Store, place: j.Place) -> Optional[bytes]:
+    """Return the bytes of a place from our own records, None where we have none."""
+    if place.saved:
+        return store.original(place.saved)
+    for generation in store.generations():
+        if place.generation and generation.id == place.generation:
+            return generation.certificate
+    return None
+
+
+def generation_of(leaf: bytes, chain: Tuple[bytes, ...], origin: j.Origin) -> Generation:
+    """Return the generation of a leaf and its intermediates, DER."""
+    pems = b"".join(map(pem, chain))
+    return Generation(facts(leaf).leaf[:16], pem(leaf), pems, origin)

@@ -1,0 +1,490 @@
+"""A new key: certificate and key change by one rename, proven, or the old pair is back; the old key does not live on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import ssl
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Tuple
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from scx_enroll import enroll, service
+from scx_enroll.beside import Beside
+from scx_enroll.errors import HostError
+from scx_enroll.rootfs import Root
+from scx_enroll.service import Patience
+from scx_enroll.store import Store
+from tests.lab import packagescripts, standin
+from tests.lab.agent import LabHost
+from tests.lab.ca import LabCA
+from tests.scene import Scene
+
+SSL = "/etc/opt/omi/ssl"
+OTHERS_KEY = "/etc/opt/microsoft/omsagent/scom/certs/scom-key.pem"
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCA]:
+    """One CA for all, since its keys are what takes time."""
+    with LabCA(tmp_path_factory.mktemp("ca")) as lab:
+        yield lab
+
+
+@pytest.fixture
+def scene(tmp_path: Path, ca: LabCA) -> Iterator[Scene]:
+    """A host with a weak key, enrolled; new keys are EC, since making RSA keys takes time."""
+    ca.switches.reset()
+    with LabHost(tmp_path / "host", key="rsa:2048") as host:
+        host.start()
+        made = Scene(host, [ca], settings={"new_key": "ec:secp256r1"})
+        assert made.run().status == 0
+        yield made
+
+
+def spki(host: LabHost) -> str:
+    """SHA-256 of the public key of the agent's key."""
+    key = serialization.load_pem_private_key(host.read(host.key), password=None)
+    der = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
+
+
+def keys_anywhere(scene: Scene) -> List[str]:
+    """Every file beneath the root that holds a private key, but for the CA's and the configuration's."""
+    found = []
+    for folder, _, files in os.walk(scene.host.root):
+        for name in files:
+            path = Path(folder, name)
+            if path.is_symlink() or not path.is_file():
+                continue
+            if b"PRIVATE KEY" in path.read_bytes() and "/lab/" not in str(path):
+                found.append(str(path)[len(scene.host.root):])
+    return sorted(found)
+
+
+def test_a_new_key_is_made_certified_and_served(scene: Scene) -> None:
+    """`run --rekey`: another key, a regular file of the agent's account; the usual single link; one restart; the old key is gone."""
+    old, restarts = spki(scene.host), scene.host.restarts
+    ended = scene.run(renew=True, rekey=True)
+    assert (ended.status, ended.rows) == (0, ("C4", "L7")), ended
+    assert scene.is_enrolled()
+    assert spki(scene.host) != old
+    assert scene.host.restarts == restarts + 1
+    key = os.lstat(scene.host.path(scene.host.key))
+    assert stat.S_ISREG(key.st_mode)
+    assert stat.S_IMODE(key.st_mode) == 0o400
+    assert (key.st_uid, key.st_gid) == scene.host.account
+    assert keys_anywhere(scene) == [scene.host.key]
+    names = [name for name in scene.host.snapshot() if "scx-enroll" in name]
+    assert len(names) == 1, names
+    assert os.readlink(scene.host.path(scene.host.certificate)) == names[0].rpartition("/")[2]
+    assert scene.run().rows == ()
+
+
+# -- killed at any step, and with others at work between any two -------------------------------------------------------
+
+CHANGES = ("save_journal", "save_budget", "save_original", "save_key", "drop_keys", "prune")
+BESIDES = ("make_copy", "swap", "set_marker", "sweep", "make_pair", "point", "own", "remove_pairs")
+
+
+class Crash(BaseException):
+    """The power went."""
+
+
+class Points:
+    """Calls `act` before and after each change of state and files, and each control command; counts them."""
+
+    def __init__(self, act: Callable[[int, str], None]) -> None:
+        self.act = act
+        self.names: List[str] = []
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` with a point before and one after it."""
+
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            self.point(f"before {name}")
+            result = function(*arguments, **named)
+            self.point(f"after {name}")
+            return result
+
+        return wrapped
+
+    def point(self, name: str) -> None:
+        """Reach a point."""
+        self.names.append(name)
+        self.act(len(self.names), name)
+
+    def store(self, root: Root) -> Store:
+        """Return a store whose changes are points."""
+        store = Store(root)
+        for owner, names in ((store, CHANGES), (store.beside, BESIDES)):
+            for name in names:
+                setattr(owner, name, self.around(name, getattr(owner, name)))
+        return store
+
+
+def crash_at(chosen: int) -> Points:
+    """Return points of which one, and every later one, is a crash: a dead process does nothing more."""
+
+    def act(number: int, name: str) -> None:
+        if number >= chosen:
+            raise Crash(name)
+
+    return Points(act)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, ca: LabCA) -> Path:
+    """A host whose new certificate for a new key was obtained, and is about to be installed."""
+    ca.switches.reset()
+    root = tmp_path_factory.mktemp("template") / "host"
+    with LabHost(root, key="ec:secp256r1") as host:
+        host.start()
+        scene = Scene(host, [ca], settings={"new_key": "ec:secp256r1"})
+        assert scene.run().status == 0
+
+        def stop(*_: Any) -> None:
+            raise Crash
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(enroll, "ACTS", {**enroll.ACTS, "install": stop})
+            with pytest.raises(Crash):
+                scene.run(renew=True, rekey=True)
+        host.kill()
+        for name in ("/lab/calls.log", "/lab/starts.log"):
+            Path(host.path(name)).unlink()
+    return root
+
+
+def clone(template: Path, root: Path, ca: LabCA) -> Scene:
+    """Return a scene on a copy of that host; its agent runs."""
+    subprocess.run(["cp", "-a", str(template), str(root)], check=True)  # owners, too
+    host = LabHost(root, make=False)
+    host.knobs(owner=[os.getpid(), standin.start_time(os.getpid())])
+    made = Scene.of(host, [ca])
+    made.patience = Patience(command_s=20, listener_s=5, gone_s=0.4, poll_s=0.02)  # the stand-in is up, or dead, in less
+    return made
+
+
+def pair_fits(host: LabHost) -> bool:
+    """Whether OpenSSL takes what the agent would read as a pair."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    try:
+        context.load_cert_chain(host.resolve(host.certificate), host.resolve(host.key))
+    except (OSError, ssl.SSLError):
+        return False
+    return True
+
+
+def assert_tidy(scene: Scene, where: str) -> None:
+    """One key, a regular file of the agent's account; at most one copy; no pair folders, no link, nothing on its way."""
+    host = scene.host
+    assert pair_fits(host), where
+    assert not os.path.islink(host.path(host.key)), where
+    assert set(keys_anywhere(scene)) - {OTHERS_KEY} == {host.key}, where
+    left = [name for name in host.snapshot() if "scx-enroll" in name]
+    assert len(left) <= 1, f"{left} {where}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a crash leaves its child unreaped
+@pytest.mark.parametrize("refused", [False, True], ids=["taken", "refused"])
+def test_the_power_fails_at_any_step_of_a_new_key(
+    tmp_path: Path, ca: LabCA, template: Path, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent serves the old pair or the new one at any time; the next runs finish or undo it; no key is left over."""
+    number = 0
+    while True:
+        number += 1
+        scene = clone(template, tmp_path / f"host{number}", ca)
+        host = scene.host
+        with host:
+            assert host.start(20)
+            served = scene.served
+            old = spki(host)
+            if refused:
+                host.refuse_new()
+            points = crash_at(number)
+            with monkeypatch.context() as patch:
+                patch.setattr(service, "control", points.around("control", service.control))
+                try:
+                    scene.run(parts={"store": points.store})
+                    crashed = False
+                except Crash:
+                    crashed = True
+            where = f"point {number}: {points.names[-1]}"
+            assert pair_fits(host), where
+            for _ in range(5):
+                ended = scene.run()
+                if not ended.rows and ended.status in (0, 9):
+                    break
+                scene.offset_s += 3700
+            assert ended.status == (9 if refused else 0), f"{where}: {ended}"
+            if refused:
+                assert (scene.served, spki(host)) == (served, old), where
+                assert len(keys_anywhere(scene)) == 2, where  # the new one waits for another try
+            else:
+                assert scene.is_enrolled(), where
+                assert scene.served != served, where
+                assert spki(host) != old, where
+                assert_tidy(scene, where)
+        shutil.rmtree(host.root)
+        if not crashed:
+            break
+    assert number > 40
+
+
+
+REST: Tuple[str, ...] = ("omi removal", "purge", "scx removal", "scx install, no new pair", "omsagent, linked")  # what these leave need not be a pair
+
+
+def script_at(chosen: int, host: LabHost, script: str) -> Points:
+    """Return points of which one runs a package script."""
+
+    def act(number: int, _name: str) -> None:
+        if number == chosen:
+            packagescripts.SCRIPTS[script](host)
+
+    return Points(act)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("script", packagescripts.SCRIPTS)
+def test_a_package_script_runs_between_any_two_steps_of_a_new_key(tmp_path: Path, ca: LabCA, template: Path, script: str) -> None:
+    """What is there afterwards is a pair, ours or the script's; nothing of ours is in the way; the name dangles only where the script did it."""
+    number = 0
+    while True:
+        number += 1
+        scene = clone(template, tmp_path / f"host{number}", ca)
+        host = scene.host
+        points = script_at(number, host, script)
+        with host:
+            scene.run(live=False, parts={"store": points.store})
+            where = f"{script} at point {number} of {len(points.names)}"
+            for _ in range(3):
+                ended = scene.run(live=False, hasty=True)
+                if not ended.rows:
+                    break
+            if script not in REST:
+                assert ended.status == 0, f"{where}: {ended}"
+                assert_tidy(scene, where)
+                assert not os.path.exists(host.path(f"{SSL}/.omi_cert_marker")), where
+            assert not any("scx-enroll-pair" in name for name in host.snapshot()), where
+        shutil.rmtree(host.root)
+        if number >= len(points.names):
+            break
+    assert number > 20 or script in REST
+
+
+# -- what asks for a new key ---------------------------------------------------------------------------------------------
+
+
+def test_a_new_key_with_each_certificate(tmp_path: Path, ca: LabCA) -> None:
+    """`key = new`: the first certificate and each renewal are for a key made here; RSA 3072 where nothing else is said."""
+    ca.switches.reset()
+    with LabHost(tmp_path / "host", key="rsa:2048") as host:
+        host.start()
+        scene, package = Scene(host, [ca], settings={"key": "new"}), spki(host)
+        ended = scene.run()
+        assert (ended.status, ended.rows) == (0, ("C4", "L7")), ended
+        first = spki(host)
+        assert first != package
+        assert ended.result is not None
+        assert ended.result.view.ready.installed is not None
+        assert ended.result.view.ready.installed.key == "rsa:3072"
+        assert not any("throw it away" in note for note in ended.result.view.ready.notes)
+        scene.configure(new_key="ec:secp384r1")
+        assert scene.run().rows == (), "a configuration that changed is for the next key"
+        assert scene.run(renew=True).status == 0
+        assert spki(host) not in (package, first)
+        assert keys_anywhere(scene) == [host.key]
+        assert keys_anywhere(scene) == [host.key]
+        assert scene.is_enrolled()
+
+
+def test_the_agents_own_key_stays_where_nobody_asked(scene: Scene) -> None:
+    """A weak key is a warning, with the command; never a new key by itself."""
+    old = spki(scene.host)
+    ended = scene.run(renew=True)
+    assert ended.status == 0
+    assert spki(scene.host) == old
+    assert ended.result is not None
+    assert any("rsa:2048" in note and "scx-enroll run --rekey" in note for note in ended.result.view.ready.notes)
+
+
+def test_a_key_that_the_configuration_forbids(scene: Scene) -> None:
+    """`minimum-key` refuses the agent's key before anything is asked for, and names the command that mends it."""
+    scene.configure(minimum_key="rsa:3072")
+    posts, before = scene.posts, scene.host.snapshot()
+    ended = scene.run()
+    assert (ended.status, ended.hint) == (4, "make a stronger one: scx-enroll run --rekey")
+    assert (scene.posts, scene.host.snapshot()) == (posts, before)
+    assert scene.run(renew=True, rekey=True).status == 0
+    assert scene.is_enrolled()
+    assert scene.run().rows == ()
+
+
+def test_a_revoked_certificate_takes_its_key_with_it(scene: Scene) -> None:
+    """Revoked: a new key and one request. Revoked again: a person means it."""
+    first = spki(scene.host)
+    for expected in (True, False):
+        held = scene.run().result
+        assert held is not None
+        newest = max(held.view.seen.held, key=lambda one: one.number)
+        scene.cas[0].authority.revoke(newest.request_id)
+        scene.offset_s += 11 * 24 * 3600
+        scene.cas[0].switches.date_offset = scene.offset_s
+        before, issued = spki(scene.host), scene.issued
+        ended = scene.run()
+        assert (spki(scene.host) != before, scene.issued - issued) == (expected, int(expected)), ended
+    assert ended.status == 6
+    assert spki(scene.host) != first
+
+
+def test_a_new_key_waits_for_its_certificate(scene: Scene) -> None:
+    """Pending for days: the key stands in the state directory, for root alone, and the agent serves the old pair meanwhile."""
+    old, served = spki(scene.host), scene.served
+    scene.cas[0].switches.mode = "pending"
+    asked = scene.run(renew=True, rekey=True)
+    assert asked.status == 7
+    waiting = list((scene.state / "keys").iterdir())
+    assert [stat.S_IMODE(path.stat().st_mode) for path in waiting] == [0o600]
+    assert stat.S_IMODE((scene.state / "keys").stat().st_mode) == 0o700
+    scene.offset_s += 4 * 3600
+    scene.cas[0].switches.date_offset = scene.offset_s
+    assert scene.run().status == 7
+    assert (spki(scene.host), scene.served) == (old, served)
+    scene.cas[0].switches.mode = "issue"
+    assert asked.result is not None
+    scene.cas[0].authority.approve(asked.result.journal.request.id or 0)
+    ended = scene.run(now=True)
+    assert (ended.status, ended.rows) == (0, ("C1", "L7"))
+    assert spki(scene.host) != old
+    assert scene.is_enrolled()
+    assert keys_anywhere(scene) == [scene.host.key]
+
+
+@pytest.mark.parametrize("fault", ["down", "denied"])
+def test_no_certificate_comes_and_no_key_is_left_over(scene: Scene, fault: str) -> None:
+    """A key that nothing waits with is removed; the agent's stays."""
+    before, served = scene.host.snapshot(), scene.served
+    if fault == "down":
+        scene.cas[0].switches.unavailable = "all"
+    else:
+        scene.cas[0].switches.mode = "deny"
+    assert scene.run(renew=True, rekey=True).status in (5, 6)
+    assert keys_anywhere(scene) == [scene.host.key]
+    assert (scene.host.snapshot(), scene.served) == (before, served)
+
+
+def test_a_key_that_waits_is_damaged(scene: Scene) -> None:
+    """The request for it is given up, named, and the agent's own pair stays in service."""
+    scene.cas[0].switches.mode = "pending"
+    assert scene.run(renew=True, rekey=True).status == 7
+    path = next((scene.state / "keys").iterdir())
+    path.write_bytes(b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+    ended = scene.run()
+    assert (ended.status, ended.rows) == (0, ("C1",)), ended
+    assert not path.exists()
+    assert scene.is_enrolled()
+
+
+# -- the shapes of the old pair ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["as delivered", "a link of the administrator's"])
+def test_the_new_pair_is_refused_and_the_old_one_is_back(scene: Scene, shape: str) -> None:
+    """Rolled back and proven: every name, byte, owner and mode as before; the new key waits for another try."""
+    host = scene.host
+    if shape != "as delivered":
+        os.rename(host.path(host.key), host.path(f"{SSL}/mine.pem"))
+        os.symlink("mine.pem", host.path(host.key))
+        assert host.restart()
+    host.refuse_new()
+    before, served = host.snapshot(), scene.served
+    ended = scene.run(renew=True, rekey=True)
+    assert ended.status == 9, ended
+    assert (host.snapshot(), scene.served) == (before, served)
+    host.accept_all()
+    scene.offset_s += 3700
+    scene.cas[0].switches.date_offset = scene.offset_s
+    assert scene.run(now=True).status == 0
+    assert scene.served != served
+    assert not os.path.islink(host.path(host.key))
+
+
+def test_a_stopped_agent_gets_its_new_pair_and_stays_stopped(scene: Scene) -> None:
+    """Stopped on purpose: installed, unproven, not started."""
+    scene.host.stop()
+    old = spki(scene.host)
+    assert scene.run(renew=True, rekey=True).status == 0
+    assert spki(scene.host) != old
+    assert scene.host.pid == 0
+    assert scene.host.start()
+    assert scene.is_enrolled()
+
+
+def test_key_and_certificate_stand_in_different_folders(tmp_path: Path, ca: LabCA) -> None:
+    """`pemfile` and `keyfile` lead elsewhere: the key's name leads through the same link for the length of the change."""
+    ca.switches.reset()
+    with LabHost(tmp_path / "host", "omi-apart", key="ec:secp256r1") as host:
+        host.start()
+        scene = Scene(host, [ca], settings={"new_key": "ec:secp256r1"})
+        assert scene.run().status == 0
+        old = spki(host)
+        assert os.path.dirname(host.key) != os.path.dirname(host.certificate)
+        host.refuse_new()
+        served = scene.served
+        assert scene.run(renew=True, rekey=True).status == 9
+        assert (scene.served, spki(host)) == (served, old)
+        host.accept_all()
+        scene.offset_s += 3700
+        scene.cas[0].switches.date_offset = scene.offset_s
+        assert scene.run(now=True).status == 0
+        assert scene.is_enrolled()
+        assert spki(host) != old
+        assert keys_anywhere(scene) == [f"{SSL}/omikey.pem", host.key], "the package's own, which nobody reads, stays"
+
+
+def test_the_journal_is_lost_in_the_middle(tmp_path: Path, ca: LabCA, template: Path) -> None:
+    """Both names lead through our link and nobody knows why: it ends as it should have, with regular files."""
+    scene = clone(template, tmp_path / "host", ca)
+    host = scene.host
+    with host:
+        host.start()
+        points = crash_at(10**6)
+
+        def act(_number: int, name: str) -> None:
+            if name == "before point" and os.path.islink(host.path(host.key)):
+                raise Crash
+
+        points.act = act
+        with pytest.raises(Crash):
+            scene.run(parts={"store": points.store})
+        (scene.state / "journal.json").unlink()
+        assert scene.run().status == 0
+        assert_tidy(scene, "afterwards")
+        assert scene.is_enrolled()
+
+
+def test_the_disk_is_full(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pair can be made: nothing has changed, and the next run goes on."""
+    before, served = scene.host.snapshot(), scene.served
+
+    def full(*_: Any) -> str:
+        raise HostError("can't write it: No space left on device", "free some space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Beside, "make_pair", full)
+        assert scene.run(renew=True, rekey=True).status == 12
+    assert (scene.host.snapshot(), scene.served) == (before, served)
+    assert scene.run().status == 0
+    assert scene.served != served
