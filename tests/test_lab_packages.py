@@ -229,6 +229,7 @@ def test_a_pair_that_scx_cannot_make_leaves_the_agent_without_one(tmp_path):
         assert names(host) == [".omi_cert_marker", "omi.pem_temp", "omikey.pem_temp"]
         assert (host.read(f"{OMI_PEM}_temp"), host.read(f"{OMI_KEY}_temp")) == pair
         assert host.served()
+        assert not host.would_start()
         assert not host.restart()
 
 
@@ -383,8 +384,9 @@ def test_omsagents_links_take_the_key_from_the_agent(host):
     """Its account owns what the link leads to: the agent can't read its key any more."""
     host.start()
     assert scripts.omsagent_install(host) == 0
-    assert host.restart()
+    assert host.would_start()
     assert scripts.omsagent_install(host, linked=True) == 0
+    assert not host.would_start()
     assert os.stat(host.path(OMI_KEY)).st_uid == scripts.OMSAGENT_ACCOUNT[0]
     assert not host.restart()
 

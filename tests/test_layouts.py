@@ -11,7 +11,6 @@ import pytest
 
 from scx_enroll import enroll, transaction
 from scx_enroll.enroll import Options
-from tests.lab import standin
 from tests.lab.agent import LAYOUTS, Entry, LabHost, fingerprint, served_leaf
 from tests.lab.ca import LabCA
 from tests.lab.packagescripts import MARKER, OMI_PEM, SCRIPTS, SCX_PEM, bundle_upgrade, omi_install
@@ -252,23 +251,12 @@ def test_two_agents_are_refused_with_what_was_seen(tmp_path: Path, ca: LabCA) ->
 # -- the packages, afterwards ---------------------------------------------------------------------------------------
 
 
-def starts(host: LabHost) -> bool:
-    """Whether the agent would start with what is on disk: its own loading, without its process."""
-    place = host.place
-    try:
-        settings = standin.read_settings(host.root, place, standin.load_knobs(host.root))
-        standin.Server(host.root, place, settings).load()
-    except (OSError, standin.ConfError, standin.Refused):
-        return False
-    return os.path.exists(host.path(f"{place.bin}/{place.server}"))
-
-
 def outcome(kept: Path, folder: Path, script: str) -> bool:
     """Whether an agent starts after a script, on a copy of a host whose agent does not run."""
     subprocess.run(["cp", "-a", kept, folder], check=True)
     with LabHost(folder, make=False) as copy:
         SCRIPTS[script](copy)
-        works = starts(copy)
+        works = copy.would_start()
     subprocess.run(["rm", "-rf", folder], check=True)
     return works
 

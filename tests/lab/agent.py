@@ -556,6 +556,17 @@ class LabHost:
             time.sleep(0.01)
         return False
 
+    def would_start(self) -> bool:
+        """Whether the server would take what is on disk now: its own loading, as its account, without a process."""
+        settings = self._read()
+        if not settings or not os.path.exists(self.path(f"{self.place.bin}/{self.place.server}")):
+            return False
+        try:
+            standin.Server(self.root, self.place, settings).load()
+        except standin.Refused:
+            return False
+        return True
+
     def stop(self, timeout: float = 5.0) -> None:
         """Stop the agent on purpose, by scxadmin, and wait until it is gone: no pid file is left."""
         self.run(self.scxadmin, "-stop")
