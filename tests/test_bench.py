@@ -3,12 +3,15 @@
 import os
 import re
 import sys
+import time
 
 import pytest
 
-from tests.bench import measure, places, scenes
+from tests.bench import handshakes, measure, places, scenes
 from tests.bench.__main__ import Results, main, page
+from tests.bench.handshakes import Tally
 from tests.bench.measure import Contender, Sample, Series, Wrong, cpu_ratio, interleave
+from tests.lab.agent import LabHost
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 BUSY_S = 0.2
@@ -78,6 +81,7 @@ def test_a_slow_round_counts_in_a_ratio():
 
 HEADINGS = (scenes.BARE, scenes.IDLE, scenes.HANDSHAKE, scenes.LOOK, scenes.MANY_GENERATIONS, scenes.LONG_JOURNAL, scenes.MANY_ERRANDS, scenes.ENROL, scenes.SCRIPT,
             scenes.CURL, scenes.RESTART, scenes.ENROL_DEAD, scenes.SCRIPT_DEAD, scenes.CURL_DEAD)  # fmt: skip
+GAPS = (handshakes.RESTART, handshakes.RENEWAL, handshakes.RELOAD, handshakes.QUIET_RENEWAL)
 
 
 def rows(text):
@@ -96,7 +100,7 @@ def test_a_contender_does_not_do_what_its_row_says(tmp_path, capsys):
     output = tmp_path / "bench.md"
     assert main(["--rounds", "1", "--output", str(output), "--certbot", "new"]) in (0, 1)
     found = rows(output.read_text(encoding="utf-8"))
-    assert set(HEADINGS) <= set(found)
+    assert {*HEADINGS, *GAPS} <= set(found)
     certbot = next(name for name in found if re.fullmatch(r"certbot [0-9.]+ renew, nothing due", name))
     assert all(float(figure) > 0 for name in (*HEADINGS, certbot) for figure in found[name])
     parts = output.read_text(encoding="utf-8").partition("| part |")[2]
@@ -106,13 +110,19 @@ def test_a_contender_does_not_do_what_its_row_says(tmp_path, capsys):
     assert len(verdicts) == aims > 5, "each aim is judged, whichever way it went"
 
 
+SHAKEN = {
+    handshakes.RESTART: Tally(10, 5000, 300), handshakes.RENEWAL: Tally(10, 5000, 320), handshakes.RELOAD: Tally(10, 900, 7),
+    handshakes.QUIET_RENEWAL: Tally(10, 5000, 40),
+}  # fmt: skip
+
+
 def results():
     """Made-up figures."""
     cpu_ms = {scenes.RESTART: 5.0}
     names = (*HEADINGS, "certbot 1 renew, nothing due")
     series = {name: Series([Sample(0, cpu_ms.get(name, 10.0), 8.0, 12.0, "")]) for name in names}
     return Results("2 cores", {"a": "b"}, 1, scenes.KEY, series, ["certbot 1 renew, nothing due"], series, Series([Sample(0, 1.0, 1.0, 1.0, "")]),
-                   {"loading": 1.0, "asking": 3.0}, (2000, 500000))  # fmt: skip
+                   {"loading": 1.0, "asking": 3.0}, (2000, 500000), SHAKEN)  # fmt: skip
 
 
 def test_an_aim_that_is_missed_is_called_met():
@@ -124,6 +134,28 @@ def test_an_aim_that_is_missed_is_called_met():
     text = page(results())
     assert "| idle: at least 10 times below certbot 1 | 1.0 | **no** |" in text
     assert "| asking | 3.0 | 75 % |" in text
+    assert [aim.met for aim in results().aims[-2:]] == [True, False], "320 may be 300 by chance, 40 are not 7"
+    assert "| omiserver -r | 10 | 900 | 7 | 0.7 | 1.00 |" in text
+    assert "| a renewal with activation = reload | 10 | 5,000 | 40 | 4.0 | 5.71 |" in text
+
+
+def test_a_handshake_that_fails_is_not_counted(tmp_path):
+    """At a steady rate, and none while the agent is well; a reload and a restart have their gaps."""
+    with LabHost(tmp_path / "host", key=handshakes.KEY) as host:
+        host.knobs(poll=0.01)
+        assert host.start()
+        with handshakes.Load(host.port, 100) as load:
+            time.sleep(0.4)
+            assert (load.failed, load.tried > 20) == (0, True)
+            host.knobs(reload_gap=0.1)
+            host.reload()
+            time.sleep(0.3)
+            reloaded = load.failed
+            assert reloaded >= 2
+            host.restart()
+            time.sleep(0.1)
+        assert load.failed > reloaded
+        assert load.failed < load.tried
 
 
 @pytest.mark.checkout
@@ -131,7 +163,7 @@ def test_the_page_in_docs_lacks_a_row(checkout):
     """docs/bench.md was written by this version of the command."""
     with open(os.path.join(checkout, "docs", "bench.md"), encoding="utf-8") as file:
         text = file.read()
-    assert set(HEADINGS) <= set(rows(text))
+    assert {*HEADINGS, *GAPS} <= set(rows(text))
     assert [aim.text for aim in results().aims if "certbot" not in aim.text] == [
         name for name in rows(text.partition("## The aims")[2].partition("\n## ")[0]) if name not in ("aim", "-") and "certbot" not in name
     ]

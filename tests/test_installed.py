@@ -290,6 +290,45 @@ def test_an_agent_that_its_scripts_start_by_hand_is_shut_in_or_ended(
         assert tuple(pool.map(check, suites)) == tuple(suites)
 
 
+def test_an_agent_that_does_not_do_what_the_sandbox_tells_it(image: Callable[[str], Image], tmp_path: Path) -> None:
+    """The service, which sees no process, cures a stray and a unit over its start limit, and reloads what it has seen to be the agent."""
+    with enrolled(image(NEWEST), tmp_path) as (machine, ca):
+        machine.run("systemctl", "stop", "scx-enroll.path", "scx-enroll-soon.timer")
+        ours, posts = machine.served(), ca.posts
+
+        def pid() -> int:
+            return int(agent_of(machine)["pid"])
+
+        def look() -> None:
+            machine.run("systemctl", "start", SERVICE, timeout=120)
+            said = machine.journal(SERVICE) + machine.journal(CONTROL)
+            assert (machine.served(), installed(machine), ca.posts) == (ours, ours, posts), said
+            assert machine.read(f"/proc/{pid()}/cgroup").strip().endswith("/system.slice/omid.service"), said
+
+        machine.run("systemctl", "stop", "omid")
+        machine.agent("move-link-back")
+        machine.run("/opt/omi/bin/omiserver", "-d")
+        machine.wait_for(machine.served, what="the stray serves")
+        stray, restarts = pid(), agent_of(machine)["restarts"]
+        look()
+        assert pid() != stray
+        assert agent_of(machine)["restarts"] == restarts, "one that would have been in vain"
+
+        machine.write("/etc/systemd/system/omid.service.d/slow.conf", "[Unit]\nStartLimitIntervalSec=10min\n")  # for a loaded machine
+        machine.shell("systemctl daemon-reload; for time in 1 2 3 4 5 6; do systemctl restart omid || :; done", check=False)
+        assert machine.unit("omid", "Result") == "start-limit-hit"
+        assert not machine.served()
+        look()
+
+        machine.shell("rm /var/lib/scx-enroll/budget.json; printf '[agent]\\nactivation = reload\\n' >/etc/scx-enroll/conf.d/reload.conf")
+        machine.agent("move-link-back")
+        machine.run("/opt/omi/bin/omiserver", "-r")
+        machine.wait_for(lambda: machine.served() != ours, what="its own is served")
+        before = pid()
+        look()
+        assert pid() == before, machine.journal(SERVICE)
+
+
 def test_a_tick_that_starts_the_service_for_nothing_or_fails_to(image: Callable[[str], Image], tmp_path: Path) -> None:
     """While the last answer stands the service and its sandbox rest; a change starts it; a Python that is gone shows."""
     with enrolled(image(NEWEST), tmp_path) as (machine, _ca):

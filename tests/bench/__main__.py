@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Dict, List, Sequence, Tuple
 
-from . import places, scenes
+from . import handshakes, places, scenes
 from .measure import Contender, Series, cpu_ratio, interleave
 
 ROUNDS = 15
@@ -45,6 +45,7 @@ class Results:
     renewal: Series
     parts: Dict[str, float]
     journal_bytes: Tuple[int, int]  # short, long
+    shaken: Dict[str, handshakes.Tally]
 
     @property
     def day_ms(self) -> float:
@@ -74,7 +75,7 @@ class Results:
             found.append(Aim(f"idle, flat: {name}, at most {FLAT:g} times the plain one", f"{times:.2f}", times <= FLAT))
         times = cpu_ratio(enrol[scenes.ENROL], enrol[scenes.SCRIPT])
         found.append(Aim(f"enrolment: at most {ENROL_SCRIPT:g} times the certsrv script", f"{times:.2f}", times <= ENROL_SCRIPT))
-        return found
+        return [*found, *(Aim(*aim) for aim in handshakes.aims(self.shaken))]
 
 
 def measured(rounds: int, folder: str, certbots: Sequence[str], key: str) -> Results:
@@ -102,8 +103,10 @@ def measured(rounds: int, folder: str, certbots: Sequence[str], key: str) -> Res
         enrol = interleave(scenes.enrol_contenders(made), rounds, told)
         told("renewal")
         renewal, parts = renewals(made, rounds, told)
+        told("handshakes")
+        shaken = handshakes.measured(made, rounds, told)
     names = [name for name, _ in rows]
-    return Results(places.machine(), versions, rounds, key, idle, names, enrol, renewal, parts, (short, long))
+    return Results(places.machine(), versions, rounds, key, idle, names, enrol, renewal, parts, (short, long), shaken)
 
 
 def renewals(made: scenes.Lab, rounds: int, told) -> Tuple[Series, Dict[str, float]]:
@@ -209,7 +212,8 @@ In a tree whose agent does not run, where nothing is restarted and nothing is pr
 `run --renew` as a whole: {found.renewal.cpu_ms:.1f} ms CPU, {found.renewal.peak_mib:.1f} MiB. Its parts were timed in further runs, each without those
 inside it; all modules are imported first there, and the clocks cost a little themselves: the sum is not the whole.
 
-{table(("part", "CPU ms", "share"), [*parts, ("all", f"{whole:.1f}", "100 %")])}"""
+{table(("part", "CPU ms", "share"), [*parts, ("all", f"{whole:.1f}", "100 %")])}
+{handshakes.section(found.shaken)}"""
 
 
 def main(arguments: Sequence[str] = ()) -> int:
