@@ -77,6 +77,24 @@ def test_a_restart_that_does_not_reach_the_agent(scene: Scene) -> None:
     assert spent(scene) == 2
 
 
+def test_a_run_that_is_killed_between_the_end_of_a_stray_and_the_start(scene: Scene) -> None:
+    """The agent is down because of us, and the journal says so: the next run brings it up, and the budget's last restart is for the way back."""
+    scene.host.make_stray(poll=0.005)
+    served = scene.served
+
+    def killed(message: str) -> None:
+        if message.endswith("scxadmin -start"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scene.run(parts={"waiting": killed})
+    assert (scene.host.pid, scene.served) == (0, "")
+    assert (scene.run().status, scene.served) == (9, served)
+    scene.offset_s = 3660
+    assert scene.run().status == 0
+    assert scene.is_enrolled()
+
+
 @pytest.mark.slow
 def test_a_stray_that_the_budget_has_no_room_for(scene: Scene) -> None:
     """The last restart is for the way back: the process is named, with what ends it, and the host is as it was."""

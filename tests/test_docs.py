@@ -8,6 +8,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,11 @@ def _unjoined(site):
 
 
 # The beginning of a message in the README's table, and what brings it about.
+def _tonight():
+    """A range of the day that begins in six hours."""
+    return "-".join(time.strftime("%H:%M", time.localtime(time.time() + hours * 3600)) for hours in (6, 7))
+
+
 CAUSES = {
     "/etc/scx-enroll/scx-enroll.conf:4: unknown key": lambda site: (
         site.write("scx-enroll.conf", "[ca]\nserver = a.corp.example\ntemplate = T\nsever = b.corp.example\nauth = basic\nuser = u\n")
@@ -301,7 +307,8 @@ CAUSES = {
     "ca01.corp.example refused request ID 4711: the account": _switched(mode="deny"),
     "request ID 4711 at": _switched(mode="pending"),
     "certificate of request ID 4711": _switched(names_from_ad="svc-scx-enroll.corp.example"),
-    "generation": lambda site: site.host.refuse_new(),
+    "generation 0123456789abcdef is": lambda site: site.write("conf.d/window.conf", f"[agent]\nrestart-window = {_tonight()}\n"),
+    "generation 0123456789abcdef was": lambda site: site.host.refuse_new(),
     "this host's clock": _switched(date_offset=4000.0),
     "there is no keytab": _unjoined,
     "ca01.corp.example refused user": lambda site: site.write("password", "wrong\n", 0o600),

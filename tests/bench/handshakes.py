@@ -5,10 +5,11 @@ import math
 import os
 import socket
 import ssl
+import statistics
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from .measure import expect
@@ -64,21 +65,30 @@ class Load:
 
 @dataclass
 class Tally:
-    """What became of the handshakes around some renewals or commands."""
+    """What became of the handshakes around some renewals or commands: all that were tried, those that failed around each."""
 
-    times: int = 0
     tried: int = 0
-    failed: int = 0
+    failures: List[int] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Of all of them."""
+        return sum(self.failures)
 
     @property
     def each(self) -> float:
-        """Failed handshakes for each of them."""
-        return self.failed / self.times
+        """Failed handshakes for each renewal or command."""
+        return statistics.mean(self.failures)
+
+    @property
+    def error(self) -> float:
+        """The standard error of that, squared."""
+        return statistics.pvariance(self.failures) / len(self.failures)
 
 
 def no_more(one: Tally, other: Tally) -> bool:
-    """Say whether no more failed for the one than for the other, beyond chance: three standard deviations of what is counted."""
-    return one.each * other.times <= other.failed + 3 * math.sqrt(other.failed + one.failed)
+    """Say whether no more failed for the one than for the other, beyond chance: three standard errors, since they fail in clusters."""
+    return one.each <= other.each + 3 * math.sqrt(one.error + other.error)
 
 
 def during(host: Host, command: Sequence[str], around_s: float = AROUND_S) -> Load:
@@ -116,7 +126,8 @@ def measured(made: Lab, rounds: int, told: Callable[[str], None]) -> Dict[str, T
             expect(command or host.lab.served() not in (None, before), f"{name}: nothing new is served")
             expect((host.lab.pid == process) == (host is reloaded), f"{name}: not what its row says was done to the agent")
             tally = found[name]
-            tally.times, tally.tried, tally.failed = tally.times + 1, tally.tried + load.tried, tally.failed + load.failed
+            tally.tried += load.tried
+            tally.failures.append(load.failed)
         told(f"round {number + 1} of {rounds}")
     return found
 
@@ -125,7 +136,7 @@ def aims(found: Dict[str, Tally]) -> List[Tuple[str, str, bool]]:
     """What is to be reached, what was measured, and whether that is it."""
     pairs = ((RENEWAL, RESTART), (QUIET_RENEWAL, RELOAD))
     return [
-        (f"handshakes that {one} fails: no more than {other}, but by chance", f"{found[one].failed} and {found[other].failed}", no_more(found[one], found[other]))
+        (f"handshakes that {one} fails: no more than {other}, but by chance", f"{found[one].each:.1f} and {found[other].each:.1f}", no_more(found[one], found[other]))
         for one, other in pairs
     ]
 
@@ -137,7 +148,7 @@ def section(found: Dict[str, Tally]) -> str:
         return f"{found[name].each / found[other].each:.2f}" if found[other].failed else "-"
 
     rows = [
-        (name, f"{found[name].times}", f"{found[name].tried:,}", f"{found[name].failed:,}", f"{found[name].each:.1f}", ratio(name, other))
+        (name, f"{len(found[name].failures)}", f"{found[name].tried:,}", f"{found[name].failed:,}", f"{found[name].each:.1f}", ratio(name, other))
         for name, other in ((RESTART, RESTART), (RENEWAL, RESTART), (RELOAD, RELOAD), (QUIET_RENEWAL, RELOAD))
     ]
     heads = ("", "times", "handshakes", "failed", "for each", "times the bare one")
