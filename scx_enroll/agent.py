@@ -195,6 +195,18 @@ def _is_file(root: Root, path: str) -> bool:
     return root.resolve(path).kind == "file"
 
 
+def marks(root: Root, layout: str) -> Tuple[str, str]:
+    """Return path and state of the agent's server and of its configuration: what tells one installation of it from another."""
+    known = _LAYOUTS.get(layout)
+    return (mark(root, known.server), mark(root, known.conf)) if known else ("", "")
+
+
+def mark(root: Root, path: str) -> str:
+    """Return a path, and which file stands there; the path alone where none does."""
+    found = root.resolve(path)
+    return f"{path} {found.inode},{found.mtime_ns},{found.size}" if found.kind == "file" else path
+
+
 def _seen(root: Root) -> str:
     looked = [path for known in _LAYOUTS.values() for path in (known.server, known.conf)]
     return "; ".join(f"{path} is {'there' if _is_file(root, path) else 'missing'}" for path in looked)

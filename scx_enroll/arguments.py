@@ -3,6 +3,8 @@
 import argparse
 import re
 import sys
+import time
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from scx_enroll import __version__
@@ -10,6 +12,7 @@ from scx_enroll.errors import UsageError
 from scx_enroll.idle import say
 
 MAX_WAIT_S = 24 * 3600  # for the lock; a run takes minutes
+MAX_HOLD_S = 366 * 24 * 3600  # certificates run out meanwhile
 VERBS = ("run", "idle", "status", "csr", "install", "submit", "ca-cert", "check", "rollback", "hold", "release", "seal")
 
 HELP = """usage: scx-enroll [options] VERB [options]
@@ -35,8 +38,8 @@ Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that 
     --output FILE  write certificate and chain there; also --now, --renew, --adopt ID
   ca-cert          print the trust that the Management Servers need; --fetch asks the CA for it
     --ca NAME      one CA alone; also with check, submit and --adopt
-  rollback         go back to what was installed before, prove it, and hold
-  hold [REASON]    change nothing until release
+  rollback         go back to what was installed before, prove it, and hold; --original: before all
+  hold [REASON]    change nothing until release; --until TIME: 2h, 3d, 2026-12-24, 2026-12-24T06:00
   release          end a hold
   seal             prepare an image: runs do nothing until a clone has it; --delete-key, --undo
 
@@ -96,6 +99,8 @@ def parser() -> argparse.ArgumentParser:
     made["idle"].add_argument("--else-start", action="store_true")
     for option in ("--delete-key", "--undo"):
         made["seal"].add_argument(option, action="store_true")
+    made["rollback"].add_argument("--original", action="store_true")
+    made["hold"].add_argument("--until", metavar="TIME")
     made["hold"].add_argument("reason", nargs="?", default="", metavar="REASON")
     return top
 
@@ -108,6 +113,24 @@ def _seconds(text: str) -> float:
     if not 0 <= value <= MAX_WAIT_S:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {MAX_WAIT_S}")
     return value
+
+
+def moment(text: str, now: int) -> int:
+    """Return the time that an operator named: so long from now, or local time; a date is its first second.
+
+    Raises UsageError for what is no time, is past, or is so far away that it was hardly meant.
+    """
+    span = re.fullmatch("([0-9]{1,4})([mhd])", text, re.ASCII)
+    at = now + int(span[1]) * {"m": 60, "h": 3600, "d": 24 * 3600}[span[2]] if span else 0
+    for shape in () if span else ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"):
+        with suppress(ValueError, OverflowError):
+            at = int(time.mktime(time.strptime(text, shape)))
+    if not at:
+        raise UsageError(f"--until: {text!r} is no time", "give one such as 2h, 3d, 2026-12-24 or 2026-12-24T06:00, in local time")
+    if not now < at <= now + MAX_HOLD_S:
+        what = "is past" if at <= now else "is more than a year away"
+        raise UsageError(f"--until: {text} {what}", "without --until a hold lasts until release")
+    return at
 
 
 def _request_id(text: str) -> int:

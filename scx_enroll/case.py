@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Optional, Tuple, Union
 
-from scx_enroll.journal import RESTARTS_PER_DAY, RESTARTS_PER_HOUR, Backoff, Budget, Identity, Journal, Skip
+from scx_enroll.journal import RESTARTS_PER_DAY, RESTARTS_PER_HOUR, Backoff, Budget, Fight, Identity, Journal, Skip
 from scx_enroll.pace import Held, Policy, due, expiry, until_of
 
 NOBODY = Identity()
@@ -41,6 +41,11 @@ class Observed:
     identity: Identity = NOBODY  # of this machine, as far as it is known now
     foreign_key: str = ""  # why the agent's key must not be used
     staged: str = ""  # SHA-256 of the public key that waits for its certificate, "" where there is none
+    locked: str = ""  # what the agent's account can't get at
+    locked_hint: str = ""
+    spoilt: str = ""  # why the right certificate stands at its name, and can't stay so
+    copies: Tuple[str, ...] = ()  # leaves of which a sound copy of ours stands beside that name
+    problems: Tuple[str, ...] = ()  # what is wrong with the certificate at that name
 
     @property
     def running(self) -> bool:
@@ -128,6 +133,10 @@ class Case:
     def refused_secret(self, ca: str) -> bool:
         """Whether this CA has refused the password or key that it would be given, and was not asked since."""
         return ca not in self.wish.tried and any(refused.ca == ca for refused in self.budget.refused)
+
+    def truce(self, name: str) -> Optional[Fight]:
+        """Return the fight over one of the agent's two names in which nothing is done to it now; `--now` does not end it."""
+        return next((f for f in self.journal.fights if f.name == name and f.at <= self.now < f.until), None)
 
     def due(self, held: Held) -> int:
         """When renewal of this certificate is due."""

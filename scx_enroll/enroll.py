@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Callable, Iterator, List, Mapping, Optional, Tuple, TypeVar
 
-from scx_enroll import activate, adoption, aside, keys, naming, observe, places, plan, request, sealing, service, tidy, transaction, verify
+from scx_enroll import activate, adoption, aside, drift, keys, naming, observe, places, plan, request, sealing, tidy, transaction, verify
 from scx_enroll import agent as agents
 from scx_enroll import config as configs
 from scx_enroll import journal as j
+from scx_enroll.access import demand
 from scx_enroll.acquire import ACTS as CA_ACTS
 from scx_enroll.acquire import Acquisition, Want
 from scx_enroll.activate import Site
@@ -22,6 +23,7 @@ from scx_enroll.errors import AgentNotReady, CertificateRefused, EnrollError, Ho
 from scx_enroll.job import Options, Result, Stopped, Tools
 from scx_enroll.keys import Key
 from scx_enroll.observe import View
+from scx_enroll.preflight import check_agent
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Generation
 
@@ -40,6 +42,7 @@ class Run:
         self.wish = replace(wish, hasty=wish.now or wish.hasty)
         self.acquisition = Acquisition(site, config, tools.line)
         self.rehearsed: observe.Known = {}
+        self.noticed = False
 
     def look(self) -> View:
         """Look at the host as it is now."""
@@ -85,15 +88,25 @@ class Run:
     def converge(self, *done: Step) -> Result:
         """Act until nothing can be done now; `done` was done already. Raises what goes wrong on this host."""
         acts: List[Step] = list(done)
+        try:
+            return self._converge(acts)
+        except EnrollError as error:
+            drift.failed(self.site, acts, error)
+            raise
+
+    def _converge(self, acts: List[Step]) -> Result:
         self.acquisition.records.forget_old_secrets()
         while len(acts) < MAX_STEPS + len(self.config.cas):
             view = self.look()
             acts += self.tell(sealing.remember(self.site, view.seen))
             step = self.decide(view)
+            if step.row not in ("L0", "L1") and self.notice(view):
+                step = self.decide(view)
             if step.action in plan.WAITING:
                 if view.found:
                     tidy.clear(self.site.store, view.found.agent, view.found.pair, view.seen)
                 self._note_proof(view)
+                drift.conclude(self.site, self.config, view, acts, step, hasty=self.wish.hasty)
                 return self.result(tuple(acts), view)
             if self.tools.stopping():
                 raise Stopped
@@ -107,6 +120,11 @@ class Run:
         for step in steps:
             self.tools.acted(step)
         return steps
+
+    def notice(self, view: View) -> bool:
+        """Write down, at the first quiet look, what others did since the last run; says whether they did anything."""
+        first, self.noticed = not self.noticed, True
+        return first and drift.notice(self.site, self.config, view, self.tools.noticed, hasty=self.wish.hasty)
 
     def _note_proof(self, view: View) -> None:
         journal = self.site.store.journal
@@ -162,7 +180,7 @@ class Run:
     def put_in_service(self, view: View, generation: Generation) -> None:
         """Install a generation and have it served. Raises RolledBack, RollbackFailed, HostError."""
         agent = view.ready.agent
-        observe.account_can_read(agent, self.site.root)
+        demand(self.site.root, agent)
         self.site.store.beside.check_folder(agent.certificate)
         self.wish = replace(self.wish, now=False)
         key = verify.facts(observe.stored(generation)[0]).spki
@@ -180,24 +198,8 @@ class Run:
     def ask(self, view: View, step: Step) -> None:
         """The CA table. What would keep a certificate from being installed keeps it from being asked for."""
         if step.action == "submit":
-            self._check_agent(view, step)
+            check_agent(self.site, self.config, view, step)
         self.wish = self.acquisition.carry_out(step, self.want(view, step), self.wish, lambda: self.decide(self.look()) == step)
-
-    def _check_agent(self, view: View, step: Step) -> None:
-        agent, root = view.ready.agent, self.site.root
-        kind = request.kind_of(request.load_key(view.ready.pair.key or b"").public_key())
-        weak = verify.weakness(kind, verify.Rules(minimum_key=self.config.agent.minimum_key))
-        if weak and not step.new_key:
-            raise AgentNotReady(f"the agent's {weak}; nothing was asked for", "make a stronger one: scx-enroll run --rekey")
-        self.site.store.beside.check_folder(agent.certificate)
-        observe.account_can_read(agent, root)
-        if view.seen.running:
-            service.check_tool(root, agent.scxadmin)
-        if view.seen.running and not view.seen.served and view.seen.loadable:
-            raise AgentNotReady(
-                f"the agent does not answer on port {agent.port}, so a new certificate could not be proved",
-                f"start it ({agent.scxadmin} -start) and see {agent.log}",
-            )
 
 
 ACTS: Mapping[str, Callable[[Run, View, Step], None]] = {
@@ -207,6 +209,7 @@ ACTS: Mapping[str, Callable[[Run, View, Step], None]] = {
     "restore_pair": Run.restore_pair,
     "adopt": Run.adopt,
     "install": Run.install,
+    "relink": Run.install,
     "restart": Run.restart,
     **dict.fromkeys(CA_ACTS, Run.ask),
 }
@@ -306,6 +309,7 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
     def work(site: Site) -> Result:
         run = _run(site, options, tools)
         view, store = run.look(), site.store
+        run.notice(view)
         if store.journal.hold:
             raise AgentNotReady(f"held: {store.journal.hold}", "scx-enroll release, then install again")
         seen, now = view.seen, run.site.clock()
@@ -348,6 +352,7 @@ def adopt(root: Root, options: Options, tools: Tools, request_id: int, ca: str) 
     def work(site: Site) -> Result:
         run = _run(site, options, tools)
         view, server = run.look(), run.acquisition.server_of(ca)
+        run.notice(view)
         if site.store.journal.hold:
             raise AgentNotReady(f"held: {site.store.journal.hold}", "scx-enroll release, then run again")
         adoption.adopt(run.acquisition, request_id, server, run.want(view))
@@ -356,14 +361,17 @@ def adopt(root: Root, options: Options, tools: Tools, request_id: int, ca: str) 
     return _locked(root, options, tools, work)
 
 
-def roll_back(root: Root, options: Options, tools: Tools) -> Result:
-    """Go back to what was installed before, prove it, and hold."""
+def roll_back(root: Root, options: Options, tools: Tools, *, original: bool = False) -> Result:
+    """Go back to what was installed before (`original`: before the first installation), prove it, and hold."""
 
     def work(site: Site) -> Result:
         run = _run(site, options, tools)
-        view, before = run.look(), site.store.journal.before
+        view = run.look()
+        run.notice(view)
+        before = site.store.journal.original if original else site.store.journal.before
         if before is None or not before.leaf:
             raise UsageError("nothing was installed before, so there is nothing to go back to", "see: scx-enroll status")
+        transaction.check_way_back(site, view.ready.agent, before)
         hold = f"rolled back by the operator at {when(site.clock())}"
         transaction.put_back(site, view.ready.agent, before, running=view.seen.running, inputs=view.seen.inputs, hold=hold)
         step = Step("L4", "roll_back", f"certificate {before.leaf[:16]} is in place again")
@@ -373,9 +381,18 @@ def roll_back(root: Root, options: Options, tools: Tools) -> Result:
     return _locked(root, options, tools, work)
 
 
-def hold(root: Root, options: Options, tools: Tools, reason: str) -> None:
-    """Change nothing until released (`reason` given), or release (""); needs no configuration and no agent."""
-    _locked(root, options, tools, lambda site: site.store.update(hold=reason))
+def hold(root: Root, options: Options, tools: Tools, reason: str, until: int = 0) -> str:
+    """Change nothing until released (`reason` given) or `until`, or release (""); returns why it was held.
+
+    Needs neither configuration nor agent.
+    """
+
+    def work(site: Site) -> str:
+        before = site.store.journal.held(site.clock())
+        site.store.update(hold=reason, hold_until=until)
+        return before
+
+    return _locked(root, options, tools, work)
 
 
 def seal(root: Root, options: Options, tools: Tools, work: Callable[[Site], T]) -> T:

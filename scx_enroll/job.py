@@ -31,6 +31,7 @@ class Tools:
     patience: Patience = Patience()
     waiting: Callable[[str], None] = _silent  # for a person at a terminal
     acted: Callable[[Step], None] = lambda _step: None  # for the log
+    noticed: Callable[[j.Change], None] = lambda _change: None  # likewise
     stopping: Callable[[], bool] = lambda: False  # a signal asked for the end; the step in hand is finished first
     store: Callable[[Root], Store] = Store
     noted: Callable[[str], None] = _silent  # for the log

@@ -35,6 +35,12 @@ INSTALLATION: Mapping[str, Mapping[str, str]] = MappingProxyType({
     "rolling_back": {"restored": "settled", "kept": "settled"},
 })
 
+# What may have happened to a host behind our back; README says what each means and what is done.
+CAUSES = (
+    "key-regenerated", "overwritten", "link-moved", "deleted", "replaced", "permissions", "served-older", "renamed", "configuration",
+    "cloned", "restored", "clock", "agent-reinstalled", "agent-removed", "moved-aside",
+)
+
 
 def step(machine: Mapping[str, Mapping[str, str]], state: str, event: str) -> str:
     """Return the state after `event`; an event that the table lacks is a defect and changes nothing."""
@@ -178,6 +184,43 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What a run saw at its end. What is otherwise at the next one, others did, or time."""
+
+    at: int = 0  # when it was written: with each change, and once a week
+    key: str = ""  # SHA-256 of the public key
+    place: Optional[Place] = None  # the name the agent reads
+    program: str = ""  # the agent's server: its path, and what tells one installation from another; the path alone: gone
+    conf: str = ""  # the same of its configuration
+    account: str = ""  # who reads the pair: name and uid
+    config: str = ""  # hash of what our own configuration means
+    served: str = ""  # the leaf that was served although another one was installed
+    locked: str = ""  # what the agent's account could not read or enter
+    clock: str = ""  # "" | "behind" | "ahead"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that others did, or time, as it was first seen, and what became of it."""
+
+    at: int
+    cause: str
+    what: str  # a sentence
+    deeds: Tuple[str, ...] = ()  # what was done
+    waits: str = ""  # why not all is done yet; "" where it is
+
+
+@dataclass(frozen=True)
+class Fight:
+    """One of the two names that others rewrote after we had put it right."""
+
+    name: str  # "certificate" | "key"
+    at: int  # the last time
+    until: int = 0  # nothing is done to that name before
+    rest_s: int = 0  # the length of the truce, 0 for none
+
+
+@dataclass(frozen=True)
 class Journal:
     """All that one run tells the next."""
 
@@ -200,6 +243,15 @@ class Journal:
     identity: Optional[Identity] = None  # of the machine that this is the journal of
     sealed: Optional[Identity] = None  # of the machine on which the image was sealed
     strangers: Tuple[str, ...] = ()  # SHA-256 of public keys that are other machines', or an image's
+    hold_until: int = 0  # when the hold ends by itself, 0 for never
+    known: Optional[Known] = None
+    changes: Tuple[Change, ...] = ()  # the newest ones, oldest first
+    fights: Tuple[Fight, ...] = ()
+    newest: int = 0  # number of the newest generation, 0 where this was not written down yet
+
+    def held(self, now: int) -> str:
+        """Return why nothing may be changed now, "" where it may."""
+        return "" if self.hold_until and now >= self.hold_until else self.hold
 
 
 @dataclass(frozen=True)
@@ -288,6 +340,9 @@ _WORDS: Mapping[type, Tuple[str, Tuple[str, ...]]] = MappingProxyType({
     KeyPlace: ("kind", ("link", "file")),
     Backoff: ("retry", ("soon", "later", "changed", "joining", "key")),
     Skip: ("retry", ("soon", "later", "changed")),
+    Known: ("clock", ("", "behind", "ahead")),
+    Change: ("cause", CAUSES),
+    Fight: ("name", ("certificate", "key")),
 })
 
 

@@ -7,14 +7,13 @@ It changes nothing and sends nothing, except one TLS handshake with the agent's 
 import hashlib
 import json
 import os
-import pwd
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
+from scx_enroll import access, aside, identity, keys, naming, pace, request, service, verify
 from scx_enroll import agent as agents
-from scx_enroll import aside, identity, keys, naming, pace, request, service, verify
 from scx_enroll import journal as j
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.case import Observed
@@ -23,7 +22,7 @@ from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, Ho
 from scx_enroll.idle import STATE
 from scx_enroll.keys import Key
 from scx_enroll.pace import Held, Policy
-from scx_enroll.places import certificates_of, signature
+from scx_enroll.places import certificates_of, place_of, signature, sound_copy
 from scx_enroll.request import RequestSpec
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Generation, Store
@@ -128,25 +127,6 @@ def judge(
     return (verify.Mismatch("path", problem, hint),) if problem else ()
 
 
-def readable_by(agent: Agent, root: Root) -> str:
-    """Return the first folder on the way to the certificate that the agent's account can't enter, "" if there is none."""
-    if agent.account == "root" or os.geteuid() != 0 or root.path != "/":
-        return ""
-    try:
-        account = pwd.getpwnam(agent.account)
-    except KeyError:
-        return ""
-    folder = ""
-    for part in ["", *root.resolve(agent.certificate.rpartition("/")[0]).path.strip("/").split("/")]:
-        folder = f"{folder}/{part}".replace("//", "/")
-        entry = root.resolve(folder)
-        groups = os.getgrouplist(account.pw_name, account.pw_gid)
-        bit = 0o100 if entry.uid == account.pw_uid else 0o010 if entry.gid in groups else 0o001
-        if not entry.mode & bit:
-            return folder
-    return ""
-
-
 def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int, known: Known) -> View:
     """Look once. `pool`: intermediates learnt from the CA in this run; `known`: rehearsals of this run.
 
@@ -206,6 +186,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
             origin = j.Origin(obtained=now, how="adopted")
             pem = b"".join(map(verify.pem, chain))
             adoptable = Generation(installed.leaf[:16], verify.pem(certificates[0]), pem, origin)
+    locked = access.locked(root, agent)
     answer = service.probe(agent.port) if root.live else service.Served(listening=False)
     changed_ns = max(aside.moved_ns(root, agent), *(entry.ctime_ns for entry in (pair.name, pair.target, pair.key_target)))
     ours = not root.live or signature(pair) == store.journal.seen
@@ -233,6 +214,14 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         loadable=loadable,
         staged=staged.spki if staged else "",
         foreign_key=foreign_key,
+        locked=locked,
+        locked_hint=access.cure(agent, locked) if locked else "",
+        spoilt=_spoilt(root, store.journal, agent, pair),
+        copies=tuple(
+            one.leaf for one in held.values() if one.key == spki
+            for kept in generations if kept.id == one.id and sound_copy(root, agent.certificate, kept)
+        ),
+        problems=tuple(m.detail for m in wrong) or (held[installed.leaf].mismatches if installed and installed.leaf in held else ()),
     )
     notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
     notes += aside.leftovers(root, agent)
@@ -241,6 +230,15 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
     resolved = config.host.name == "auto" and naming.latched(config, store.journal) is None
     ready = Ready(agent, pair, spec, installed, tuple(wrong), adoptable, notes, turns, answer.der, resolved, staged)
     return View(seen, policy_of(config, fqdn, root, now), ready)
+
+
+def _spoilt(root: Root, journal: j.Journal, agent: Agent, pair: Pair) -> str:
+    """Say why what stands at the name can't stay, though its bytes are right; "" where it can."""
+    ours, now = journal.installed, place_of(root, agent, pair)
+    same = ours and ours.generation and ours.kind == now.kind and (ours.text, ours.sha256) == (now.text, now.sha256)
+    if ours and same and (ours.uid, ours.gid, ours.mode) != (now.uid, now.gid, now.mode):
+        return f"somebody changed owner or mode of {now.text}"
+    return "" if access.readable(root, agent) else f"the agent's account {agent.account} can't read {agent.certificate}"
 
 
 def _turns(root: Root, config: Config, ders: Set[bytes]) -> Tuple[int, ...]:
@@ -365,10 +363,3 @@ def _ca_notes(
 def _lifetime_s(generation: Generation) -> int:
     facts = verify.facts(stored(generation)[0])
     return facts.not_after - facts.not_before
-
-
-def account_can_read(agent: Agent, root: Root) -> None:
-    """Raise HostError where the agent's account can't reach its certificate."""
-    folder = readable_by(agent, root)
-    if folder:
-        raise HostError(f"the agent's account {agent.account} can't enter {folder}", f"chmod a+x {folder}")

@@ -1,6 +1,7 @@
 """What stands at the name by which the agent reads its certificate: described, and compared with what was recorded."""
 
 import hashlib
+import os
 from typing import Optional, Tuple
 
 from scx_enroll import journal as j
@@ -45,6 +46,19 @@ def place_of(root: Root, agent: Agent, pair: Pair) -> j.Place:
         marker=bool(agent.marker) and root.entry(agent.marker).kind == "file",
         generation=ours[1] if ours and leaf.startswith(ours[1]) else "",
     )
+
+
+def sound_copy(root: Root, certificate: str, generation: Generation) -> str:
+    """Return the name of a copy beside the agent's that need only be linked: its bytes, owner and mode are right; "" for none."""
+    folder, wanted = certificate.rpartition("/")[0], ("file", os.geteuid(), os.getegid(), COPY_MODE)
+    for name in root.listdir(folder):
+        shape = COPY.fullmatch(name)
+        if shape and shape[1] == generation.id:
+            entry = root.entry(f"{folder}/{name}")
+            sound = (entry.kind, entry.uid, entry.gid, entry.mode) == wanted
+            if sound and root.read(f"{folder}/{name}", MAX_STATE_BYTES) == generation.certificate:
+                return name
+    return ""
 
 
 def signature(pair: Pair) -> str:

@@ -19,6 +19,8 @@ REST_S = 7 * DAY_S  # as long as any answer stands: then everything is looked at
 MANY = 2  # parts of a machine's identity that no single machine changes within a week
 MAX_SETTLE_S = 30 * 60  # files that never rest are not waited for any longer
 
+TRUCE_HINT = "find out who does it, and stop one of the two: them, or this program (scx-enroll hold); scx-enroll status tells what was seen"
+
 
 # -- local: serve the best valid certificate that is held -----------------------------------------------------------
 
@@ -60,22 +62,29 @@ def _agent_missing(case: Case) -> Optional[Step]:
     return Step("L2", "wait", case.seen.blocked, status=4, hint=case.seen.blocked_hint)
 
 
+def quiet_from(seen: Observed, policy: Policy, now: int) -> int:
+    """Return when the agent's files will have been quiet for long enough, 0 where they are."""
+    at = seen.changed_at + min(policy.settle_s, MAX_SETTLE_S)
+    return at if seen.changed_at and seen.changed_at <= now < at else 0
+
+
 def _others_at_work(case: Case) -> Optional[Step]:
     seen = case.seen
     if seen.busy:
         return Step("L3", "wait", seen.busy, status=4, hint="run again when the package manager has finished")
-    quiet_at = seen.changed_at + min(case.policy.settle_s, MAX_SETTLE_S)
-    if case.wish.hasty or not seen.changed_at or not seen.changed_at <= case.now < quiet_at:
+    quiet_at = quiet_from(seen, case.policy, case.now)
+    if case.wish.hasty or not quiet_at:
         return None
     reason = f"the agent's files changed {case.now - seen.changed_at} s ago and must be quiet for {case.policy.settle_s} s"
     return Step("L3", "wait", reason, until=quiet_at, status=4, hint="run again then, or now with --now")
 
 
 def _held_by_operator(case: Case) -> Optional[Step]:
-    if not case.journal.hold:
+    held = case.journal.held(case.now)
+    if not held:
         return None
     status = 4 if case.wish.renew else 0  # what was asked for was not done
-    return Step("L4", "hold", f"held: {case.journal.hold}", status=status, hint="scx-enroll release")
+    return Step("L4", "hold", f"held: {held}", until=case.journal.hold_until or None, status=status, hint="scx-enroll release")
 
 
 def _moved_aside(case: Case) -> Optional[Step]:
@@ -87,6 +96,28 @@ def _no_key(case: Case) -> Optional[Step]:
     return None if case.seen.key else Step("L5", "make_key", "the agent has no key")
 
 
+def _locked_out(case: Case) -> Optional[Step]:
+    if not case.seen.locked:
+        return None
+    reason = f"the agent's account can't get at {case.seen.locked}, so it will not start again"
+    return Step("L2", "wait", reason, status=4, hint=case.seen.locked_hint)
+
+
+def _key_fought_over(case: Case) -> Optional[Step]:
+    return _truce(case, "key") if case.best is None else None
+
+
+def _truce(case: Case, name: str) -> Optional[Step]:
+    fight, seen = case.truce(name), case.seen
+    if fight is None:
+        return None
+    judged = f"which is not what is wanted ({'; '.join(seen.problems)})" if seen.problems else "which is valid"
+    about = judged if seen.served == seen.certificate else "which is not what is installed"
+    serves = f"serves {seen.served[:16]}, {about}" if seen.served else "serves nothing"
+    reason = f"truce: others rewrote the agent's {name} again after it was put right; meanwhile the agent {serves}"
+    return Step("L7", "wait", reason, until=fight.until, status=4, hint=TRUCE_HINT)
+
+
 def _adoptable(case: Case) -> Optional[Step]:
     if not case.seen.stranger:
         return None
@@ -95,10 +126,15 @@ def _adoptable(case: Case) -> Optional[Step]:
 
 def _not_installed(case: Case) -> Optional[Step]:
     best, seen = case.best, case.seen
-    if best is None or seen.certificate == best.leaf:
+    if best is None or (seen.certificate == best.leaf and not seen.spoilt):
         return None
-    step = Step("L7", "install", f"generation {best.id} is valid and not in place", generation=best.id)
-    return within_restarts(case, step, 2) if seen.running else step
+    truce = _truce(case, "certificate")
+    if truce:
+        return truce
+    action = "relink" if best.leaf in seen.copies else "install"
+    reason = seen.spoilt if seen.certificate == best.leaf else f"generation {best.id} is valid and not in place"
+    step = Step("L7", action, reason, generation=best.id)
+    return within_restarts(case, step, 2) if seen.running and seen.served != best.leaf else step
 
 
 def _not_served(case: Case) -> Optional[Step]:
@@ -121,8 +157,8 @@ def _not_listening(case: Case) -> Optional[Step]:
 Row = Callable[[Case], Optional[Step]]
 
 LOCAL: Tuple[Row, ...] = (
-    _another_machine, _interrupted, _agent_missing, _held_by_operator, _others_at_work, _moved_aside, _no_key, _adoptable,
-    _not_installed, _not_served, _not_listening,
+    _another_machine, _interrupted, _agent_missing, _held_by_operator, _others_at_work, _moved_aside, _key_fought_over, _no_key,
+    _locked_out, _adoptable, _not_installed, _not_served, _not_listening,
 )
 
 def _soonest(case: Case, until: Optional[int]) -> Optional[int]:
@@ -141,7 +177,8 @@ def decide(
     """Return the next step: the first row that matches. `rows`: CA alone on behalf of a host that is not this one."""
     case = Case(seen, policy, journal, budget.current(now), now, wish)
     step = next(step for step in (row(case) for row in rows) if step)
-    if step.action == "wait" and step.until and step.until == policy.opens:  # a CA is asked outside the restart window, too
+    if step.action == "wait" and step.until and step.until == policy.opens and step.hint != TRUCE_HINT:
+        # a CA is asked outside the restart window, too
         asked = next(step for step in (row(case) for row in CA) if step)
         if asked.action not in WAITING:
             return asked
@@ -165,4 +202,5 @@ def rest(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: 
     moments += [journal.identity.since + machine.SETTLE_S] if journal.identity else []
     moments += [at + DAY_S for at in times]  # what the day was spent on is told
     moments += [*(backoff.at for backoff in journal.backoffs), *(skip.at for skip in journal.skipped)]
+    moments += [moment for fight in journal.fights for moment in (fight.at, fight.until)]
     return step, min(moment for moment in moments if moment is not None and moment > now)

@@ -8,7 +8,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
-from scx_enroll import binding, journal, machine, pace, verify
+from scx_enroll import causes, journal, machine, pace, verify
 from scx_enroll.case import Step
 from scx_enroll.errors import EnrollError
 from scx_enroll.job import Result
@@ -16,9 +16,9 @@ from scx_enroll.job import Result
 if TYPE_CHECKING:  # most runs have nothing to do with them
     from scx_enroll.behalf import Ended
     from scx_enroll.cacert import Trusted
-    from scx_enroll.check import Tried
 
 VERSION = 1
+SHOWN_CHANGES = 5  # by `status` in words; the JSON has all
 ACTED = {
     "set_aside": "set another machine's state aside",
     "notice": "noticed a change of this machine",
@@ -28,6 +28,7 @@ ACTED = {
     "make_key": "let the agent's own tool make a key",
     "adopt": "adopted the certificate that is installed",
     "install": "installed generation {generation}",
+    "relink": "linked generation {generation} again",
     "roll_back": "put back what was installed before",
     "restart": "restarted the agent",
     "submit": "turned to {ca} for a certificate",
@@ -109,7 +110,8 @@ def document(result: Result, now: int) -> Dict[str, Any]:
             {"ca": b.ca or None, "message": b.message, "until": pace.until_of(b, pace.expiry(seen.held))}
             for b in (*state.backoffs, *budget.refused) if b.ca != journal.NOWHERE
         ],
-        "hold": state.hold or None,
+        "hold": state.held(now) or None,
+        "hold_until": state.hold_until or None if state.held(now) else None,
         "sealed": state.sealed.since if state.sealed else None,
         "changed": list(machine.changed(state.identity, seen.identity)) if state.identity else [],
         "foreign_key": seen.foreign_key or None,
@@ -122,6 +124,8 @@ def document(result: Result, now: int) -> Dict[str, Any]:
         },
         "generations": [g.id for g in result.generations],
         "notes": list(found.notes) if found else [],
+        "problems": list(seen.problems),
+        "changes": [{"time": one.at, "cause": one.cause, "what": one.what, "done": causes.done(one)} for one in state.changes],
     }
 
 
@@ -164,12 +168,17 @@ def _shown(request: Mapping[str, Any]) -> str:
 
 def _conditions(facts: Mapping[str, Any]) -> List[List[str]]:
     shown = {
-        "hold": facts["hold"],
+        "hold": facts["hold"] and f"{facts['hold']}, until {when(facts['hold_until']) if facts['hold_until'] else 'scx-enroll release'}",
         "sealed": facts["sealed"] and f"as an image, {when(facts['sealed'])}",
         "this machine": facts["changed"] and f"{', '.join(facts['changed'])} changed",
         "key": facts["foreign_key"],
     }
     return [[name, text] for name, text in shown.items() if text]
+
+
+def _changed(changes: Sequence[Mapping[str, Any]]) -> List[List[str]]:
+    told = [(f"{when(one['time'])} {one['cause']}: {one['what']}", one["done"]) for one in changes]
+    return [row for what, done in told for row in (["changed", what], ["  done", done])]
 
 
 def as_status(facts: Mapping[str, Any]) -> str:
@@ -189,6 +198,7 @@ def as_status(facts: Mapping[str, Any]) -> str:
             ["  valid", f"{when(installed['not_before'])} to {when(installed['not_after'])}"],
             ["  key", installed["key"]],
             ["  generation", facts["generation"] or "not one of ours"],
+            *(["  problem", problem] for problem in facts["problems"]),
         ]
     if facts["listening"]:
         served = "the certificate installed" if facts["proven"] else facts["served"] or "no TLS"
@@ -213,6 +223,7 @@ def as_status(facts: Mapping[str, Any]) -> str:
         f"{budget['certificates']} of {budget['certificates_per_day']}"
     )
     rows.append(["last 24 hours", f"{spent}, restarts {budget['restarts']}"])
+    rows += _changed(facts["changes"][-SHOWN_CHANGES:])
     rows += [["note", note] for note in facts["notes"]]
     rows.append(["next", f"{facts['row']} {facts['action']}: {facts['reason']}"])
     if facts["until"]:
@@ -226,7 +237,7 @@ def as_end(facts: Mapping[str, Any], *, failed: bool, wished: bool = False) -> s
     `wished`: a certificate was asked for by --renew; what failed then is not tried again by itself.
     """
     lines = [f"scx-enroll: note: {note}" for note in facts["notes"]]
-    changed = any(act["action"] in ("install", "roll_back", "adopt") for act in facts["acts"])
+    changed = any(act["action"] in ("install", "relink", "roll_back", "adopt") for act in facts["acts"])
     if changed and not facts["proven"] and not facts["exit_status"]:
         lines.append("scx-enroll: note: not proven: the agent was stopped, or does not run here; a later run looks again")
     if facts["exit_status"]:
@@ -330,41 +341,3 @@ def trust_json(found: "Sequence[Trusted]") -> str:
             } for one in found
         ], indent=1, ensure_ascii=False,
     ) + "\n"
-
-
-# -- sign-in ----------------------------------------------------------------------------------------------------------
-
-
-def as_check(tried: "Sequence[Tried]") -> str:
-    """Return for each CA what it offers, whether we were let in, by what and as whom, and whether the channel was bound."""
-    lines = []
-    for facts in map(_checked, tried):
-        lines.append(f"{facts['server']}: {'signed in' if facts['signed_in'] else 'not signed in'}")
-        if facts["offered"] is not None:
-            offered = ", ".join(facts["offered"]) or "nothing: it lets anybody in, or asks for a client certificate"
-            lines.append(f"  offers       {offered}")
-            lines.append(f"  {'used  ' if facts['signed_in'] else 'wanted'}       {facts['auth']}, as {facts['account']}")
-            lines += [f"  binding      {facts['binding'] or 'none, ' + facts['auth'] + ' has none'}"] if facts["signed_in"] else []
-            lines.append(f"  certificate  {facts['certificate']}")
-    return "".join(f"{line}\n" for line in lines)
-
-
-def check_json(tried: "Sequence[Tried]") -> str:
-    """Return the same as JSON: a list."""
-    return json.dumps(list(map(_checked, tried)), indent=1, ensure_ascii=False) + "\n"
-
-
-def _checked(one: "Tried") -> Dict[str, Any]:
-    greeting, problem = one.greeting, one.problem
-    return {
-        "server": one.ca.server,
-        "offered": list(greeting.offered) if greeting else None,
-        "signed_in": problem is None,
-        "auth": one.ca.auth,
-        "binding": binding.named(greeting.certificate) if greeting and greeting.binds and not problem else None,
-        "account": greeting.account if greeting else None,
-        "certificate": verify.whose(greeting.certificate) if greeting else None,
-        "exit_status": problem.exit_status if problem else 0,
-        "error": problem.message if problem else None,
-        "hint": problem.hint if problem else None,
-    }

@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Dict, Iterator, List, Optional, Set, Tuple
 
@@ -328,6 +328,13 @@ class Root:
                 return tuple(sorted(os.listdir(fd)))
         finally:
             os.close(fd)
+
+    def has_acl(self, path: str) -> bool:
+        """Say whether an access control list may allow more than the mode of `path` tells."""
+        with self._walk(path, follow=True) as place, suppress(OSError):  # none, or a file system without them
+            name = f"/proc/self/fd/{place.parent}/{place.name}"
+            return bool(os.getxattr(name, "system.posix_acl_access", follow_symlinks=False))
+        return False
 
     def is_locked(self, path: str) -> bool:
         """Tell whether another process holds a write lock on a file; one that is absent is not locked."""

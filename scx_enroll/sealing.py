@@ -75,7 +75,7 @@ def remember(site: Site, seen: Observed) -> Tuple[Step, ...]:
 def accept_name(site: Site, config: Config) -> Tuple[Step, ...]:
     """Take the name that the host gives itself now. Raises UsageError, ConfigError, AgentNotReady."""
     latch, store = naming.accepted(site.root, config), site.store
-    if store.journal.hold:
+    if store.journal.held(site.clock()):
         raise AgentNotReady(f"held: {store.journal.hold}", "scx-enroll release, then run again")
     if latch == store.journal.latch:
         return ()

@@ -226,10 +226,12 @@ class Store:
         """Keep a certificate that was obtained; one that is there already stays as it is."""
         sub = f"{self.sub}/generations".lstrip("/")
         final = f"{STATE}/{sub}/{generation.id}"
-        number = max((other.origin.number for other in self.generations()), default=0) + 1
-        origin = replace(generation.origin, number=number)
+        known = {other.id: other.origin.number for other in self.generations()}
+        origin = replace(generation.origin, number=max(known.values(), default=0) + 1)
+        newest = known.get(generation.id, origin.number)
+        self.journal = replace(self.journal, newest=max(newest, *known.values(), 0))  # saved with what comes of it
         with explained(final), self._folder(sub, create=True) as folder:
-            if generation.id in (other.id for other in self.generations()):
+            if generation.id in known:
                 return
             remove_tree(folder, generation.id)  # one that has lost a file
             temporary = TEMPORARY + secrets.token_hex(8)

@@ -16,7 +16,7 @@ from scx_enroll import pairs, service
 from scx_enroll.activate import Site, Truce, come_back, leave_packagers_alone, prove, within_budget
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.errors import AgentNotReady, EnrollError, HostError, RollbackFailed, RolledBack
-from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, stands
+from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, sound_copy, stands
 from scx_enroll.request import load_key, spki_of
 from scx_enroll.store import Generation
 
@@ -31,7 +31,8 @@ def install(site: Site, agent: Agent, generation: Generation, *, running: bool, 
     Raises RolledBack or RollbackFailed where it was not served, HostError where nothing could be changed, AgentNotReady
     before anything is changed where the restart budget has no room for the way back.
     """
-    name = site.store.beside.free_copy(agent.certificate, generation.id)
+    kept = "" if key else sound_copy(site.root, agent.certificate, generation)
+    name = kept or site.store.beside.free_copy(agent.certificate, generation.id)
     # A migration to OMI moves the classic name, a link, into OMI's folder: there only an absolute text leads to the copy.
     text = name if agent.layout == "omi" else reached(agent.certificate, name)
     target = j.Place(
@@ -52,11 +53,26 @@ def put_back(site: Site, agent: Agent, place: j.Place, *, running: bool, inputs:
     _begin(site, agent, place, running=running, inputs=inputs, hold=hold)
 
 
+def check_way_back(site: Site, agent: Agent, place: j.Place) -> None:
+    """Raise AgentNotReady, before anything is changed, where a place can't be returned to."""
+    there = stands(site.root, agent.certificate, place)
+    data = agents.read_pair(site.root, agent).certificate if there else data_of(site.store, place)
+    what = f"certificate {place.leaf[:16]}, which was installed before,"
+    if data is None:
+        raise AgentNotReady(f"{what} is in no record any more", "see: scx-enroll status")
+    if not service.fits(site.root, agent.key, data):
+        raise AgentNotReady(
+            f"{what} is for a key that the agent does not have any more",
+            f"stay with what is installed, or make a new pair of the agent's own: {agent.scxsslconfig} -f",
+        )
+
+
 def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: str, hold: str, key: str = "") -> None:
     leave_packagers_alone(site)
     if running:
         service.check_tool(site.root, agent.scxadmin)
-        within_budget(site, 2)  # one to go forward, one to come back
+        if service.probe(agent.port).leaf != target.leaf:
+            within_budget(site, 2)  # one to go forward, one to come back
     pair = agents.read_pair(site.root, agent)
     previous = place_of(site.root, agent, pair)
     if pair.certificate is not None and not previous.generation:
@@ -325,6 +341,7 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
             "seen": signature(agents.read_pair(site.root, agent)),
             "skipped": skipped,
             "hold": hold or journal.hold,
+            "hold_until": 0 if hold else journal.hold_until,
         },
     )
     site.store.prune()

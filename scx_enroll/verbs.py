@@ -59,7 +59,9 @@ class Call:
         self.signals = signals
         self.told: Any = sys.stdout  # where acts are told
         self.progress = _progress(verbose=self.flag("verbose"))
-        self.tools = job.Tools(waiting=self._waiting, acted=self._acted, stopping=lambda: signals.caught != 0, noted=self._noted)
+        self.tools = job.Tools(
+            waiting=self._waiting, acted=self._acted, noticed=self._noticed, stopping=lambda: signals.caught != 0, noted=self._noted,
+        )
 
     def flag(self, name: str) -> bool:
         """Whether an option without value was given."""
@@ -81,6 +83,10 @@ class Call:
     def _acted(self, step: Any) -> None:
         if not self.json:
             say(self.told, self.report.acted(step, verbose=self.flag("verbose")))
+
+    def _noticed(self, change: Any) -> None:
+        if not self.json:
+            say(self.told, f"scx-enroll: {change.cause}: {change.what}\n")
 
     def end(self, result: Any) -> int:
         """Publish and show the end of a run; returns its exit status."""
@@ -275,12 +281,12 @@ class Call:
         from scx_enroll import check
 
         tried = self._carefully(check.check, self.given["ca"] or "", retry=self.flag("retry"))
-        shown = self.report.check_json(tried) if self.json else self.report.as_check(tried)
+        shown = check.as_json(tried) if self.json else check.as_text(tried)
         return self._asked(shown, [one.told(alone=len(tried) == 1) for one in tried if one.problem])
 
     def rollback(self) -> int:
         """Go back and hold."""
-        return self.end(self._carefully(self.enroll.roll_back))
+        return self.end(self._carefully(self.enroll.roll_back, original=self.flag("original")))
 
     def _no_config(self) -> None:
         if "config" in self.given:
@@ -288,18 +294,22 @@ class Call:
 
     def hold(self) -> int:
         """Hold."""
+        from scx_enroll.arguments import moment
+
         given = "".join(letter if letter.isprintable() else " " for letter in self.given["reason"])
         reason = " ".join(given.split()) or "by the operator"
         self._no_config()
-        self._carefully(self.enroll.hold, reason)
-        say(sys.stdout, f"scx-enroll: held: {reason}; nothing is changed until: scx-enroll release\n")
+        until = moment(self.given["until"], self.tools.clock()) if self.given["until"] is not None else 0
+        self._carefully(self.enroll.hold, reason, until)
+        end = f" {self.report.when(until)}, or until" if until else ""
+        say(sys.stdout, f"scx-enroll: held: {reason}; nothing is changed until{end}: scx-enroll release\n")
         return 0
 
     def release(self) -> int:
         """End a hold."""
         self._no_config()
-        self._carefully(self.enroll.hold, "")
-        say(sys.stdout, "scx-enroll: released; the next run goes on\n")
+        held = self._carefully(self.enroll.hold, "")
+        say(sys.stdout, "scx-enroll: released; the next run goes on\n" if held else "scx-enroll: not held; nothing was changed\n")
         return 0
 
 

@@ -629,3 +629,49 @@ def test_a_hold_is_no_back_off():
     assert report.when(None) == "never"
     assert report.when(0) == "1970-01-01 00:00:00 UTC"
     assert pace.until_of(j.Backoff("", "", NOW, 1, "changed", 8, "", "")) is None
+
+
+# -- until ----------------------------------------------------------------------------------------------------------
+
+NOON = int(time.mktime((2026, 6, 1, 12, 0, 0, 0, 0, -1)))  # local, as an operator means it
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("30m", NOON + 1800), ("2h", NOON + 7200), ("3d", NOON + 3 * 86400), ("2026-06-02", NOON + 12 * 3600), ("2026-06-01T18:30", NOON + 23400),
+        ("2026-06-01T12:00:01", NOON + 1), ("366d", NOON + 366 * 86400),
+    ],
+)  # fmt: skip
+def test_a_time_that_an_operator_names(text, at):
+    """So long from now, a local time, or the first second of a day."""
+    assert arguments.moment(text, NOON) == at
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("2026-05-31", "is past"), ("2026-06-01T12:00", "is past"), ("0h", "is past"), ("367d", "more than a year"), ("2028-01-01", "more than a year"),
+        ("9999d", "more than a year"), ("", "is no time"), ("2", "is no time"), ("2w", "is no time"), ("-2h", "is no time"), ("tomorrow", "is no time"),
+        ("2026-13-01", "is no time"), ("2026-06-01 12:00", "is no time"), ("2026-06-31", "is no time"), ("2h2h", "is no time"), ("²h", "is no time"),
+    ],
+)  # fmt: skip
+def test_a_time_that_is_none_or_past(text, why):
+    """A hold that would end at once, or never, or whenever the parser thinks: refused, with the forms that are read."""
+    with pytest.raises(errors.UsageError, match=why) as caught:
+        arguments.moment(text, NOON)
+    assert caught.value.hint
+
+
+def test_a_hold_says_until_when_and_a_release_whether_it_held(host):
+    """Both end with 0; a hold refused leaves the one before."""
+    assert in_process(["--root", host, "release"])[:2] == (0, "scx-enroll: not held; nothing was changed\n")
+    assert in_process(["--root", host, "hold", "freeze", "--until", "yesterday"])[0] == 2
+    assert not os.path.exists(f"{host}/var/lib/scx-enroll/journal.json") or hold_of(host) == ""
+    status, said, _ = in_process(["--root", host, "hold", "freeze", "--until", "2h"])
+    assert status == 0
+    assert re.fullmatch("scx-enroll: held: freeze; nothing is changed until [0-9-]+ [0-9:]+ UTC, or until: scx-enroll release\n", said)
+    facts = json.loads(in_process(["--root", host, "status", "--json"])[1])
+    assert facts["hold"] == "freeze"
+    assert facts["until"] == facts["hold_until"] == pytest.approx(time.time() + 7200, abs=60)
+    assert in_process(["--root", host, "release"])[:2] == (0, "scx-enroll: released; the next run goes on\n")

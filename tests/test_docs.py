@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import scx_enroll
-from scx_enroll import arguments, config, durable, request
+from scx_enroll import arguments, config, durable, journal, request
 from scx_enroll.errors import HostError
 from scx_enroll.rootfs import Root
 from tests.lab.agent import LabHost
@@ -329,6 +329,14 @@ def test_a_message_of_the_readme_that_no_test_brings_about(checkout):
 
 
 @pytest.mark.checkout
+def test_a_cause_that_operators_can_not_look_up(checkout):
+    """The README says of each word that a log may show what it means and what is done."""
+    part = text_of(checkout, "README.md").partition("\n## When others change the agent's files\n")[2].partition("\n## ")[0]
+    told = [cause for cell in re.findall(r"^\| (`.+?) \|", part, re.MULTILINE) for cause in re.findall("`(.+?)`", cell)]
+    assert sorted(told) == sorted(journal.CAUSES)
+
+
+@pytest.mark.checkout
 def test_the_cure_for_the_sandbox_is_not_what_the_program_says(checkout):
     """A folder that only the service can't write: the row has the message and the status, and what the hint says is in the pages."""
     message, status = table(checkout)[-1]
@@ -389,6 +397,8 @@ def test_a_key_of_the_document_is_not_documented(checkout, site):
     site.ca.switches.mode = "pending"
     assert look("run") == 7
     site.ca.authority.approve(4711)
+    assert look("run", "--now") == 0
+    site.host.move_link_back()
     assert look("run", "--now") == 0
     site.ca.switches.mode = "deny"
     assert look("run", "--renew") == 6

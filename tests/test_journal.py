@@ -137,6 +137,13 @@ journals = st.builds(
     contacts=st.lists(st.builds(j.Contact, texts, times, times, texts, texts, times, st.booleans()), max_size=3).map(tuple),
     revoked=st.lists(texts, max_size=3).map(tuple),
     question=times,
+    hold_until=times,
+    known=st.none() | st.builds(j.Known, times, texts, st.none() | places, texts, texts, texts, texts, texts, texts, st.sampled_from(["", "behind"])),
+    changes=st.lists(
+        st.builds(j.Change, times, st.sampled_from(j.CAUSES), texts, st.lists(texts, max_size=2).map(tuple), texts), max_size=2
+    ).map(tuple),
+    fights=st.lists(st.builds(j.Fight, st.sampled_from(["certificate", "key"]), times, times, times), max_size=2).map(tuple),
+    newest=times,
 )
 submissions = st.lists(st.builds(j.Submission, times, st.booleans()), max_size=8).map(tuple)
 budgets = st.builds(j.Budget, st.just(j.VERSION), submissions, st.lists(times, max_size=8).map(tuple), backoffs, texts)

@@ -16,6 +16,7 @@ from scx_enroll.journal import (
     RESTARTS_PER_HOUR,
     Backoff,
     Budget,
+    Fight,
     Identity,
     Installation,
     Journal,
@@ -178,6 +179,73 @@ def test_the_operator_said_hold():
     assert (step.reason, step.hint) == ("held: change freeze", "scx-enroll release")
 
 
+def test_a_hold_with_an_end():
+    """L4: the end is in the plan, and then it is as if nobody had said anything."""
+    journal = Journal(hold="change freeze", hold_until=NOW + 7200)
+    assert told(at(EMPTY, journal)) == ("L4", "hold", NOW + 7200, 0)
+    assert at(EMPTY, journal, now=NOW + 7200).action == "submit"
+    assert plan.rest(GOOD, POLICY, journal, Budget(), NOW)[1] == NOW + 7200
+
+
+def test_what_the_agents_account_can_not_read():
+    """L2: an agent that would not start again gets no certificate; the command that helps is the hint."""
+    seen = replace(EMPTY, locked="/ssl/omikey.pem", locked_hint="chown omi /ssl/omikey.pem")
+    for wish in (Wish(), Wish(now=True, hasty=True), Wish(renew=True)):
+        assert told(at(seen, wish=wish)) == ("L2", "wait", None, 4)
+    assert at(seen).hint == "chown omi /ssl/omikey.pem"
+    assert "/ssl/omikey.pem" in at(seen).reason
+
+
+def test_a_sound_copy_is_linked_again():
+    """L7: where our copy still stands, no other one is made."""
+    seen = replace(GOOD, certificate="self", copies=(NEW.leaf,))
+    assert (*told(at(seen)), at(seen).generation) == ("L7", "relink", None, 0, "new")
+    assert at(replace(seen, copies=("leaf-old",))).action == "install"
+
+
+def test_the_right_certificate_with_the_wrong_owner():
+    """L7: a new copy, though the bytes are right; the reason is the one that was seen."""
+    step = at(replace(GOOD, spoilt="somebody changed its mode"))
+    assert (*told(step), step.reason) == ("L7", "install", None, 0, "somebody changed its mode")
+
+
+def test_a_heal_that_needs_no_restart_waits_for_none():
+    """L7: the agent still serves the right one, so the link is put back whatever the budget says, before somebody restarts it."""
+    assert at(replace(GOOD, certificate="self"), budget=restarts(3)).action == "install"
+    assert at(replace(GOOD, certificate="self", served="self"), budget=restarts(3)).action == "wait"
+
+
+CALLED_OFF = Journal(fights=(Fight("certificate", NOW - 60, NOW + 3540, HOUR_S),))
+
+
+def test_a_truce_leaves_the_name_alone():
+    """L7: until it ends nothing is done, whoever asks; what is served meanwhile is told, and what is wrong with it."""
+    seen = replace(GOOD, certificate="self", served="self", copies=(NEW.leaf,), problems=("it is self-signed",))
+    for wish in (Wish(), Wish(now=True, hasty=True), Wish(renew=True)):
+        assert told(at(seen, CALLED_OFF, wish=wish)) == ("L7", "wait", NOW + 3540, 4)
+    step = at(seen, CALLED_OFF)
+    assert "truce: others rewrote the agent's certificate again" in step.reason
+    assert "the agent serves self, which is not what is wanted (it is self-signed)" in step.reason
+    assert "scx-enroll hold" in step.hint
+    assert at(replace(seen, problems=()), CALLED_OFF).reason.endswith("serves self, which is valid")
+    assert at(replace(seen, served="x"), CALLED_OFF).reason.endswith("serves x, which is not what is installed")
+    assert at(replace(seen, served="", listening=False), CALLED_OFF).reason.endswith("the agent serves nothing")
+    assert at(seen, CALLED_OFF, now=NOW + 3540).action == "relink"
+    assert plan.rest(seen, POLICY, CALLED_OFF, Budget(), NOW)[1] == NOW + 3540
+    assert at(GOOD, CALLED_OFF).row == "C6", "others put it right themselves"
+    ahead = Journal(fights=(Fight("certificate", NOW + 60, NOW + 3660, HOUR_S),))
+    assert at(seen, ahead).action == "relink", "one of the future was written by a wrong clock"
+
+
+def test_a_truce_over_the_key_asks_no_ca():
+    """L7: packages that replace the key twice in an hour get no third certificate; one that is held for it may go in."""
+    journal = Journal(fights=(Fight("key", NOW - 60, NOW + 3540, HOUR_S),))
+    assert told(at(EMPTY, journal)) == ("L7", "wait", NOW + 3540, 4)
+    assert told(at(replace(EMPTY, key=""), journal)) == ("L7", "wait", NOW + 3540, 4)
+    assert at(EMPTY, CALLED_OFF).action == "submit"
+    assert at(replace(GOOD, certificate="self", served="self"), journal).action == "install"
+
+
 def test_the_agent_has_no_key():
     """L5: its own tool makes one, before anything is asked for."""
     assert told(at(replace(EMPTY, key="", certificate="", listening=False, served=""))) == ("L5", "make_key", None, 0)
@@ -206,7 +274,7 @@ def test_the_newest_valid_generation_is_the_best():
 @pytest.mark.parametrize(("used", "row"), [(0, "install"), (1, "install"), (2, "wait"), (3, "wait")])
 def test_an_installation_needs_two_restarts(used, row):
     """L7: one for it and one for its rollback, or it does not begin."""
-    step = at(replace(GOOD, certificate="self"), budget=restarts(used))
+    step = at(replace(GOOD, certificate="self", served="self"), budget=restarts(used))
     assert (step.row, step.action) == ("L7", row)
     if row == "wait":
         assert (step.until, step.status) == (NOW - 60 + HOUR_S, 4)
@@ -862,6 +930,8 @@ class Cases:
             served=self.one(*leaves) if listening else "", process=self.one("running", "stopped", "died"),
             inputs=self.one("i", "i", "i", "other"), share=self.random.randrange(pace.SHARES),
             served_until=self.one(0, NOW + DAY_S, NOW + YEAR), loadable=self.one(True, True, False), aside=self.one(*[False] * 9, True),
+            locked=self.one(*[""] * 7, "/ssl/omikey.pem"), spoilt=self.one(*[""] * 4, "its mode changed"), copies=self.one((), tuple(leaves)),
+            problems=self.one((), ("it is expired",)),
         )
 
     def failure(self, kind, subject, status):
@@ -886,6 +956,8 @@ class Cases:
             backoffs=tuple(self.failure(Backoff, ca, self.one(5, 6, 13, *([] if ca else [8]))) for ca in cas),
             skipped=tuple(self.failure(Skip, name, 9) for name in ids),
             hold=self.one("", "", "", "", "", "by the operator"), restarting=self.one("", "", "", "leaf-g1"),
+            hold_until=self.one(0, 0, self.when(self.written), self.when(self.planned)),
+            fights=self.some(2, lambda: Fight(self.one("certificate", "key"), self.when(self.written), self.when(self.planned), HOUR_S)),
             question=self.one(0, self.when(self.planned)),
         )
 
@@ -937,14 +1009,18 @@ def sensible(seen, policy, journal, budget, wish, now):
     assert step == decide(seen, policy, journal, budget, now, wish)
     assert isinstance(step, Step)
     assert step.reason or step.row == "L2"
-    assert step.action in {"recover", "make_key", "restore_pair", "adopt", "install", "restart", "submit", "repeat", "poll", "abandon", "lost", "question",
+    assert step.action in {"recover", "make_key", "restore_pair", "adopt", "install", "relink", "restart", "submit", "repeat", "poll", "abandon", "lost", "question",
                            "wait", "hold", "nothing"}
     assert step.until is None or step.until > now
-    assert (step.until is None) or step.action in ("wait", "nothing"), "only a step that waits has an end of waiting"
+    assert (step.until is None) or step.action in ("wait", "nothing", "hold"), "only a step that waits has an end of waiting"
     if step.action not in ("wait", "nothing", "hold", "abandon"):
         assert step.status == 0
     if step.action == "wait":
         assert step.status or step.row == "C6", "a run that waits repeats the status of what it waits for"
+
+
+def in_truce(journal, name):
+    return any(fight.name == name and fight.at <= NOW < fight.until for fight in journal.fights)
 
 
 def available_restarts(budget, now):
@@ -965,8 +1041,9 @@ def submits_only_where_allowed(seen, policy, journal, budget, wish):
     sent = budget.current(NOW).submissions
     assert sum(s.counts for s in sent) < policy.certificates_per_day
     assert len(sent) < policy.submissions_per_day
-    assert not (journal.hold or seen.blocked or seen.busy)
+    assert not (journal.held(NOW) or seen.blocked or seen.busy or seen.locked)
     assert seen.key
+    assert not in_truce(journal, "key") or [held for held in seen.held if not held.mismatches]
     assert journal.installation.state == "settled"
     assert step.ca in policy.cas
     if step.action == "repeat":
@@ -994,9 +1071,11 @@ def test_a_restart_that_is_forbidden(random):
 
 def restarts_only_where_allowed(seen, policy, journal, budget, wish):
     step = decide(seen, policy, journal, budget, NOW, wish)
-    if step.action in ("install", "restart"):
-        assert not (journal.hold or seen.blocked or seen.busy)
-        assert not (seen.served and seen.served_until > policy.opens > NOW and seen.running) or any(h.revoked for h in seen.held if h.leaf == seen.served)
+    if step.action in ("install", "relink", "restart"):
+        assert not (journal.held(NOW) or seen.blocked or seen.busy or seen.locked)
+        restarts_it = step.action == "restart" or seen.served != next((h.leaf for h in seen.held if h.id == step.generation), "")
+        good = seen.served and seen.served_until > policy.opens > NOW and seen.running
+        assert not (good and restarts_it) or any(h.revoked for h in seen.held if h.leaf == seen.served)
         if not step.generation:
             assert (step.action, step.row, seen.listening, bool(journal.restarting), seen.loadable) == ("restart", "L9", False, True, True)
             return
@@ -1011,8 +1090,11 @@ def restarts_only_where_allowed(seen, policy, journal, budget, wish):
         assert seen.live
         assert seen.process != "stopped" or seen.listening
         assert seen.certificate == held.leaf, "only what is installed can be served"
-    if step.action == "install" and seen.live and seen.process != "stopped":
-        assert available_restarts(budget, NOW) >= 2
+    if step.action in ("install", "relink"):
+        assert not in_truce(journal, "certificate")
+        assert (step.action == "relink") == (held.leaf in seen.copies)
+        if seen.live and seen.process != "stopped" and seen.served != held.leaf:
+            assert available_restarts(budget, NOW) >= 2
 
 
 def test_a_spent_budget_is_told_no_longer_than_a_refused_secret_hides_what_came_before():

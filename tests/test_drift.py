@@ -1,0 +1,353 @@
+"""Others change the agent's files on a real tree, with a real agent and a real CA: the cause is told, and the least is done that helps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
+
+import pytest
+
+from scx_enroll import enroll
+from scx_enroll.causes import done
+from scx_enroll.journal import DAY_S, HOUR_S, Change
+from tests.lab.agent import LabHost, fingerprint
+from tests.lab.authority import to_pem
+from tests.lab.ca import LabCA
+from tests.scene import Outcome, Scene
+
+pytestmark = pytest.mark.slow
+ROOT = os.geteuid() == 0
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Iterator[LabCA]:
+    """A CA that issues at once."""
+    with LabCA(tmp_path / "ca") as lab:
+        yield lab
+
+
+@pytest.fixture
+def scene(tmp_path: Path, ca: LabCA) -> Iterator[Scene]:
+    """A host that is enrolled."""
+    with LabHost(tmp_path / "host", key="ec:secp256r1") as host:
+        host.knobs(poll=0.02)
+        host.start()
+        scene = Scene(host, [ca], {"certificates_per_day": "20"})
+        scene.write("ca0.pem", Path(ca.issuer_trust).read_bytes() + to_pem(ca.authority.chain()[:1]))
+        assert scene.run().status == 0
+        yield scene
+
+
+def name(scene: Scene) -> Path:
+    """The name that the agent reads."""
+    return Path(scene.host.path(scene.host.certificate))
+
+
+def copy(scene: Scene) -> Path:
+    """Our copy, to which that name leads."""
+    return Path(scene.host.resolve(scene.host.certificate))
+
+
+def later(scene: Scene, seconds: int) -> None:
+    """So much time passes, for the CA too."""
+    scene.offset_s += seconds
+    for ca in scene.cas:
+        ca.switches.date_offset = scene.offset_s
+
+
+def look(scene: Scene) -> Tuple[Outcome, List[Change]]:
+    """One run, and what it told when it saw it."""
+    told: List[Change] = []
+    ended = scene.run(parts={"noticed": told.append})
+    return ended, told
+
+
+def kept(scene: Scene) -> List[Dict[str, Any]]:
+    """What the journal has of changes."""
+    changes: List[Dict[str, Any]] = json.loads((scene.state / "journal.json").read_bytes())["changes"]
+    return changes
+
+
+def stranger(scene: Scene) -> None:
+    """Put another certificate in place of the link, as a script that knows nothing of it."""
+    name(scene).unlink()
+    name(scene).write_bytes(scene.host.new_pair()[0])
+
+
+def serve_other(scene: Scene) -> None:
+    """Have the agent serve what is not on its disk any more."""
+    real = copy(scene)
+    data = real.read_bytes()
+    scene.host.scom_sign()
+    scene.host.write_through(scene.host.certificate, data)
+
+
+def reinstall(scene: Scene) -> None:
+    """Put the agent's program in place anew, as its package does."""
+    path = Path(scene.host.path("/opt/omi/bin/omiserver"))
+    shutil.copy2(path, path.with_name("new"))
+    path.with_name("new").replace(path)
+
+
+class Drift(NamedTuple):
+    """What is done to a host, what is told of it, what a run does about it and how often agent and CA are asked."""
+
+    disturb: Callable[[Scene], Any]
+    cause: str
+    what: str
+    done: str
+    rows: Tuple[str, ...] = ("L7",)
+    restarts: int = 0
+    posts: int = 0
+
+
+DRIFTS = {
+    "link moved back": Drift(lambda s: s.host.move_link_back(), "link-moved", "omi-host-host1.pem", "relinked"),
+    "link to nowhere": Drift(lambda s: s.host.relink("nowhere.pem"), "link-moved", "nowhere.pem, where nothing is", "relinked"),
+    "name deleted": Drift(lambda s: name(s).unlink(), "deleted", "omi.pem was deleted", "relinked"),
+    "copy deleted": Drift(lambda s: copy(s).unlink(), "deleted", "-1.pem was deleted, to which", "reinstalled"),
+    "copy closed": Drift(lambda s: copy(s).chmod(0o600), "permissions", "mode 0600 now", "reinstalled"),
+    "copy open to all": Drift(lambda s: copy(s).chmod(0o666), "permissions", "mode 0666 now", "reinstalled"),
+    "a stranger's file": Drift(stranger, "replaced", "by somebody, with a self-signed certificate", "relinked"),
+    "written through the link": Drift(
+        lambda s: s.host.write_through(s.host.certificate, b"garbage"), "overwritten", "by somebody, with what is no certificate", "reinstalled"
+    ),
+    "signed by SCOM": Drift(lambda s: s.host.scom_sign(), "overwritten", "by SCOM's signing", "reinstalled", restarts=1),
+    "another one served": Drift(serve_other, "served-older", "which is not ours", "restarted", ("L8",), 1),
+    "scxsslconfig -f": Drift(
+        lambda s: (s.host.scxsslconfig_f(), s.host.restart()), "key-regenerated", "scxsslconfig -f made", "asked the CA, reinstalled",
+        ("C4", "L7"), 1, 1,
+    ),
+    "package upgrade": Drift(
+        lambda s: s.host.omi_upgrade("ec:secp256r1"), "key-regenerated", "a package upgrade replaced", "asked the CA, reinstalled",
+        ("C4", "L7"), 1, 1,
+    ),
+    "configuration": Drift(lambda s: s.configure(at="1/2"), "configuration", "of scx-enroll changed", "nothing had to be done", ()),
+    "agent installed again": Drift(reinstall, "agent-reinstalled", "installed again or upgraded", "nothing had to be done", ()),
+}
+
+
+def untouched(scene: Scene) -> Dict[str, Any]:
+    """All in the agent's folders that is neither the name it reads, nor a copy of ours, nor the marker."""
+    ours = (scene.host.certificate, "/etc/opt/omi/ssl/.omi_cert_marker")
+    found = scene.host.snapshot()
+    return {path: entry for path, entry in found.items() if path not in ours and "/scx-enroll-" not in path}
+
+
+def test_each_drift_is_told_by_its_cause_and_healed_with_the_least(scene: Scene, ca: LabCA) -> None:
+    """One host lives through all of them, some hours apart: log, journal, acts, restarts, requests, and everything else as it was."""
+    for drift, (disturb, cause, what, deeds, rows, restarts, posts) in DRIFTS.items():
+        later(scene, 7 * HOUR_S)  # six restarts a day
+        disturb(scene)
+        before, restarted, sent, known = untouched(scene), scene.host.restarts, ca.count_post, len(kept(scene))
+        ended, told = look(scene)
+        assert (ended.status, ended.rows) == (0, rows), (drift, ended)
+        upgraded = ["agent-reinstalled"] if drift == "package upgrade" else []
+        assert [change.cause for change in told] == [cause, *upgraded], (drift, told)
+        assert what in told[0].what, (drift, told)
+        assert ended.result is not None
+        assert done(ended.result.journal.changes[-len(told)]) == deeds, drift
+        assert len(kept(scene)) == min(known + len(told), 16)
+        assert (scene.host.restarts - restarted, ca.count_post - sent) == (restarts, posts), drift
+        assert scene.is_enrolled(), drift
+        assert untouched(scene) == before, drift
+        state = scene.remembered()
+        assert look(scene)[1] == [], drift
+        assert scene.remembered() == state, f"{drift}: told and written once"
+        assert len(list(name(scene).parent.glob("scx-enroll-*"))) == 1, drift
+
+
+def test_status_log_and_json_tell_it_alike(scene: Scene) -> None:
+    """A person who comes later reads what the timer's run has told the log."""
+    scene.host.move_link_back()
+    ran = scene.command("run", "--unattended")
+    lines = ran.stdout.splitlines()
+    assert lines[0] == "scx-enroll: link-moved: /etc/opt/omi/ssl/omi.pem was linked to /etc/opt/omi/ssl/omi-host-host1.pem"
+    assert lines[1].startswith("scx-enroll: linked generation ")
+    assert scene.command("run", "--unattended").stdout == ""
+    (change,) = json.loads(scene.command("status", "--json").stdout)["changes"]
+    assert (change["cause"], change["done"]) == ("link-moved", "relinked")
+    shown = scene.command("status").stdout
+    assert f"link-moved: {change['what']}\n  done:         relinked\n" in shown
+
+
+def test_a_look_writes_nothing_down(scene: Scene) -> None:
+    """`status` and `--dry-run` change nothing; the next run still sees it for the first time."""
+    scene.host.move_link_back()
+    state = scene.remembered()
+    scene.do(enroll.inspect)
+    assert scene.do(enroll.rehearse).message.endswith("not in place")
+    assert scene.remembered() == state
+    assert [change.cause for change in look(scene)[1]] == ["link-moved"]
+
+
+def test_a_held_host_tells_and_waits(scene: Scene) -> None:
+    """Nothing is done while held; what was open is healed, and told so, after release."""
+    enroll.hold(scene.root(), enroll.Options(), scene.tools(), "freeze")
+    scene.host.move_link_back()
+    before = scene.host.snapshot()
+    ended, told = look(scene)
+    assert [change.cause for change in told] == ["link-moved"]
+    assert ended.result and done(ended.result.journal.changes[-1]) == "nothing: held: freeze"
+    assert scene.host.snapshot() == before
+    enroll.hold(scene.root(), enroll.Options(), scene.tools(), "")
+    ended, told = look(scene)
+    assert told == []
+    assert ended.result and done(ended.result.journal.changes[-1]) == "relinked"
+
+
+@pytest.mark.skipif(not ROOT, reason="without root the agent's account is ours, and may read everything")
+def test_a_key_that_the_agent_can_not_read_asks_no_ca(scene: Scene, ca: LabCA) -> None:
+    """The agent would die at its next start, and a new certificate with it: named, with the command; nothing is done."""
+    key = Path(scene.host.path(scene.host.key))
+    key.chmod(0o400)
+    os.chown(key, 0, 0)
+    before = scene.host.snapshot()
+    ended, told = look(scene)
+    assert [change.cause for change in told] == ["permissions"]
+    assert (ended.status, ended.hint) == (4, "chown omi /etc/opt/omi/ssl/omikey.pem && chmod 0400 /etc/opt/omi/ssl/omikey.pem")
+    assert scene.run(renew=True).status == 4
+    assert ca.count_post == 1
+    assert scene.host.snapshot() == before
+    os.chown(key, *scene.host.account)
+    ended, told = look(scene)
+    assert (ended.status, told) == (0, [])
+    assert ended.result and done(ended.result.journal.changes[-1]) == "nothing had to be done"
+
+
+def test_an_agent_that_is_gone_and_one_that_comes_back(scene: Scene) -> None:
+    """Purged by a package script: told, status 4, nothing asked for; a new one is told as well."""
+    path = Path(scene.host.path("/opt/omi/bin/omiserver"))
+    path.rename(path.with_name("kept"))
+    ended, told = look(scene)
+    assert (ended.status, [change.cause for change in told]) == (4, ["agent-removed"])
+    assert look(scene)[1] == []
+    path.with_name("kept").rename(path)
+    ended, told = look(scene)
+    assert (ended.status, [change.cause for change in told]) == (0, ["agent-reinstalled"])
+
+
+def test_a_state_from_a_backup_keeps_the_certificate_in_service(scene: Scene, ca: LabCA, tmp_path: Path) -> None:
+    """The state of last week knows neither what is installed nor what was done: adopted, and the CA is not asked."""
+    shutil.copytree(scene.state, tmp_path / "backup")
+    assert scene.run(renew=True).status == 0
+    served = scene.served
+    shutil.rmtree(scene.state)
+    shutil.copytree(tmp_path / "backup", scene.state)
+    ended, told = look(scene)
+    assert [change.cause for change in told] == ["restored"]
+    assert (ended.status, ended.rows, ca.count_post) == (0, ("L7",), 2)
+    assert ended.result and done(ended.result.journal.changes[-1]) == "adopted"
+    assert scene.served == served == scene.installed
+
+
+def test_a_clock_that_went_back_is_told_once(scene: Scene) -> None:
+    """Nothing is done about it; certificates and budgets go on as their own rules say."""
+    scene.offset_s = -3 * HOUR_S
+    assert [change.cause for change in look(scene)[1]] == ["clock"]
+    assert look(scene)[1] == []
+    scene.offset_s = 0
+    assert look(scene)[1] == []
+
+
+def test_what_others_have_half_done_has_no_cause_yet(scene: Scene) -> None:
+    """Within `settle` a package may have deleted what it is about to write: nothing is told before its files are quiet."""
+    scene.configure(settle="10m")
+    look(scene)
+    name(scene).unlink()
+    ended, told = look(scene)
+    assert (ended.status, told) == (4, [])
+    later(scene, 601)
+    ended, told = look(scene)
+    assert (ended.status, [change.cause for change in told]) == (0, ["deleted"])
+
+
+def test_two_rewrites_within_an_hour_are_a_fight(scene: Scene, ca: LabCA) -> None:
+    """SCOM signs again what was just put right: it is left alone for an hour, `--now` or not, and then tried again."""
+    later(scene, 2 * HOUR_S)
+    ours = scene.served
+    scene.host.scom_sign()
+    assert scene.run().status == 0, "once is no fight"
+    later(scene, 600)
+    foreign = fingerprint(scene.host.scom_sign())
+    before, restarts = scene.host.snapshot(), scene.host.restarts
+    ended, told = look(scene)
+    assert [change.cause for change in told] == ["overwritten"]
+    assert (ended.status, ended.rows) == (4, ())
+    assert ended.message.startswith("truce: others rewrote the agent's certificate again after it was put right")
+    assert f"the agent serves {foreign[:16]}, which is not what is wanted" in ended.message
+    assert ended.result and ended.result.step.until
+    assert done(ended.result.journal.changes[-1]).startswith("waiting: truce: ")
+    assert scene.run(now=True).status == scene.run(renew=True).status == 4
+    assert scene.host.snapshot() == before
+    assert (scene.host.restarts, ca.count_post, scene.served) == (restarts, 1, foreign)
+    later(scene, HOUR_S)
+    ended, told = look(scene)
+    assert (ended.status, ended.rows, told) == (0, ("L7",), [])
+    assert scene.served == ours
+    assert ended.result and done(ended.result.journal.changes[-1]) == "reinstalled"
+    later(scene, HOUR_S)
+    scene.host.move_link_back()
+    ended = look(scene)[0]
+    assert ended.status == 4, "not quiet for a day yet"
+    assert ended.result and ended.result.step.until
+    assert ended.result.step.until - ended.result.journal.fights[0].at == 2 * HOUR_S
+
+
+# -- back to the original ---------------------------------------------------------------------------------------------
+
+
+def to_original(*arguments: Any) -> Any:
+    """`rollback --original`."""
+    return enroll.roll_back(*arguments, original=True)
+
+
+@pytest.mark.parametrize("layout", ["omi", "omi-regular"])
+def test_rollback_to_the_original_after_years(tmp_path: Path, ca: LabCA, layout: str) -> None:
+    """What stood there before the first installation comes back: kind, bytes, marker; it is served, and held."""
+    with LabHost(tmp_path / "host", layout, key="ec:secp256r1") as host:
+        host.knobs(poll=0.02)
+        host.start()
+        scene, before, served = Scene(host, [ca]), host.snapshot(), fingerprint(host.served())
+        assert scene.do(to_original).status == 2, "nothing is to be undone"
+        scene.run()
+        scene.run(renew=True)
+        later(scene, 2 * HOUR_S)
+        ended = scene.do(to_original)
+        assert ended.status == 0, ended
+        assert scene.served == served
+        assert host.snapshot() == before
+        assert scene.run().rows == ()
+        assert scene.run().message.startswith("held: rolled back by the operator")
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_rollback_to_a_certificate_for_a_key_that_is_gone(scene: Scene, original: bool) -> None:
+    """It is refused before anything is changed, with what can be done instead."""
+    scene.host.scxsslconfig_f()
+    scene.host.restart()
+    if original:
+        assert scene.run().status == 0
+    before, state, served = scene.host.snapshot(), scene.state.joinpath("original"), scene.served
+    files = sorted(path.name for path in state.iterdir())
+    ended = scene.do(to_original if original else enroll.roll_back)
+    assert ended.status == 4
+    assert "is for a key that the agent does not have any more" in ended.message
+    assert "scxsslconfig -f" in ended.hint
+    assert (scene.host.snapshot(), scene.served, sorted(path.name for path in state.iterdir())) == (before, served, files)
+    assert not json.loads((scene.state / "journal.json").read_bytes())["hold"]
+
+
+def test_a_hold_that_ends_by_itself(scene: Scene) -> None:
+    """The change freeze is over, and nobody remembers to release; the timer's run goes on."""
+    scene.host.move_link_back()
+    now = scene.tools().clock()
+    enroll.hold(scene.root(), enroll.Options(), scene.tools(), "freeze", now + DAY_S)
+    ended = scene.run()
+    assert ended.result and ended.result.step.until == now + DAY_S
+    later(scene, DAY_S + 1)
+    assert scene.run().rows == ("L7",)
+    assert json.loads((scene.state / "journal.json").read_bytes())["hold"] == ""
