@@ -55,7 +55,8 @@ fleet: $(ENV)/.package ## simulate 100,000 hosts in every scenario, for half an 
 
 model: $(ENV)/.test ## let everybody who works on a host act in random order, thousands of times; N=5000, REAL=50 with real processes
 	$(PY) -m tests.model --sequences $(or $(N),5000)
-	$(if $(REAL),$(PY) -m tests.model --real --steps 10 --sequences $(REAL))
+	$(PY) -m tests.model --kind clones --steps 8 --sequences $$(( $(or $(N),5000) / 20 ))
+	$(if $(REAL),$(PY) -m tests.model --kind real --steps 10 --sequences $(REAL))
 
 clean: ## remove the environments, the caches and what building left
 	rm -rf --one-file-system .venv .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -64,7 +64,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         """Write configuration, password and trust."""
-        self.etc.mkdir(parents=True)
+        self.etc.mkdir(parents=True, exist_ok=True)
         for number, ca in enumerate(self.cas):
             self.write(f"web{number}.pem", Path(ca.server_trust).read_bytes())
             self.write(f"ca{number}.pem", Path(ca.issuer_trust).read_bytes())

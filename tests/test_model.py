@@ -10,11 +10,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.lab.ca import LabCA
+from tests.model.clones import Clones
 from tests.model.machine import MemoryMachine, real_machine
 from tests.model.world import NEVER
 
 IN_MEMORY, STEPS = 250, 14  # `make model` plays thousands of longer ones
 REAL, REAL_STEPS = 3, 8
+COPIED, COPIED_STEPS = 12, 6
 
 
 def play(machine: Any, sequences: int, steps: int) -> None:
@@ -53,6 +55,13 @@ def test_the_same_holds_for_real_processes(tmp_path: Path) -> None:
         play(real_machine(tmp_path, ca), REAL, REAL_STEPS)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_no_two_machines_made_of_one_image_end_with_one_key() -> None:
+    """Sealed or not, with its key or without, whenever each gets its name, and wherever their first runs are killed."""
+    play(Clones, COPIED, COPIED_STEPS)
+
+
 # -- sequences that once went wrong ---------------------------------------------------------------------------------
 
 
@@ -75,3 +84,15 @@ def test_a_key_that_changed_under_an_open_installation_does_not_end_the_agent(st
     state.world.passes(600)
     state.operator_runs({})
     assert state.is_valid(state.host.served())
+
+
+def test_a_clone_of_a_host_that_ran_gets_a_key_of_its_own_though_the_certificate_of_the_image_is_in_no_record() -> None:
+    """Its state was set aside, and the copy that the agent reads with it: what cannot be put back was taken for changed by others, for ever."""
+    state = Clones()
+    try:
+        state.image_is_copied((True, ""), late_name=False)
+        state.everybody_rests()
+        assert all(machine.is_valid(machine.host.served()) for machine in state.machines)
+    finally:
+        state.failed = True
+        state.teardown()

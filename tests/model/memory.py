@@ -19,13 +19,14 @@ import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Dict, Iterator, List, Optional, Tuple, Union
+from unittest.mock import patch
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import scx_enroll
 from scx_enroll import agent as agents
-from scx_enroll import hresult, outcomes, records, service, unit, verify
+from scx_enroll import hresult, keys, outcomes, records, service, unit, verify
 from scx_enroll.errors import EnrollError
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Patience, Served
@@ -263,8 +264,8 @@ class MemoryCA:
 class Talk:
     """One conversation (`ca.Conversation`), with the switches that the model uses: mode, wrong, unavailable, lost, date_offset."""
 
-    def __init__(self, ca: MemoryCA) -> None:
-        self.ca = ca
+    def __init__(self, ca: MemoryCA, account: str) -> None:
+        self.ca, self.account = ca, account
 
     def mark(self, _salt: bytes) -> str:
         return "mark"
@@ -287,7 +288,7 @@ class Talk:
         self.ca.count_post += 1
         if lost == "before":
             return outcomes.Doubtful(f"{self.ca.server} did not answer", None)
-        row = self.ca.authority.submit(csr, "SCXAgent")
+        row = self.ca.authority.submit(csr, "SCXAgent", self.account)
         if lost:
             return outcomes.Doubtful(f"{self.ca.server} did not answer", None)
         if row.state in ("issued", "pending"):
@@ -321,6 +322,7 @@ class Time:
         return getattr(time, name)
 
 
+REHEARSE, FITS = service.rehearse, service.fits
 _loaded = lru_cache(maxsize=4096)(verify._load)
 _is_issuer = lru_cache(maxsize=4096)(verify._is_issuer)
 _known: Dict[Any, Any] = {}  # what was said of pairs and paths, in any sequence
@@ -332,13 +334,7 @@ class MemoryWorld(World):
     host: MemoryHost
 
     def parts(self) -> Iterator[Tuple[Any, str, Any]]:
-        host, rehearse, fits = self.host, service.rehearse, service.fits
-
-        def control(root: Root, command: Tuple[str, ...], _patience: Patience, started: Callable[[int, int], None]) -> str:
-            service.check_tool(root, command[0])
-            started(1, 1)
-            done = host.run(command[0], *command[1:])
-            return f"{' '.join(command)}: exit status {done.returncode}; {done.stdout}"
+        host = self.host
 
         def probe(_port: int) -> Served:
             der = host.served()
@@ -347,7 +343,7 @@ class MemoryWorld(World):
         def rehearsed(root: Root, key_path: str, *asked: Any) -> str:
             mark = (root.read(key_path, 1 << 16), *asked)
             if mark not in _known:
-                _known[mark] = rehearse(root, key_path, *asked)
+                _known[mark] = REHEARSE(root, key_path, *asked)
             return str(_known[mark])
 
         def fit(root: Root, key_path: str, leaf: bytes) -> bool:
@@ -356,12 +352,12 @@ class MemoryWorld(World):
             except FileNotFoundError:
                 return False
             if mark not in _known:
-                _known[mark] = fits(root, key_path, leaf)
+                _known[mark] = FITS(root, key_path, leaf)
             return bool(_known[mark])
 
-        yield service, "control", control
-        yield from super().parts()  # counts what goes through the one above
+        yield from super().parts()
         yield service, "probe", probe
+        yield keys, "make_key", lambda _kind: selfsigned.key_pem(selfsigned.make_key("ec:secp256r1"))
         yield service, "rehearse", rehearsed
         yield service, "fits", fit
         yield verify, "_load", _loaded
@@ -374,9 +370,15 @@ class MemoryWorld(World):
             if name.startswith(scx_enroll.__name__ + ".") and getattr(module, "time", None) is time:
                 yield module, "time", Time(self.clock)
 
+    def control(self, root: Root, command: Tuple[str, ...], _patience: Patience, started: Callable[[int, int], None]) -> str:  # type: ignore[override]
+        service.check_tool(root, command[0])
+        started(1, 1)
+        done = self.host.run(command[0], *command[1:])
+        return f"{' '.join(command)}: exit status {done.returncode}; {done.stdout}"
+
     def line(self, fuse: Fuse) -> records.Line:
         def connect(_root: Root, _ca: Any) -> Any:
-            talk: Any = Talk(self.cas[0])  # type: ignore[arg-type]  # a MemoryCA
+            talk: Any = Talk(self.cas[0], self.account)  # type: ignore[arg-type]  # a MemoryCA
             for name in ("authority", "submit", "fetch"):
                 setattr(talk, name, fuse.around(name, getattr(talk, name)))
             return talk
@@ -404,24 +406,37 @@ def _ca() -> MemoryCA:
     return MemoryCA(_folder())
 
 
+def _world(tree: str, clock: Clock, ca: MemoryCA, **options: Any) -> MemoryWorld:
+    world = MemoryWorld(MemoryHost(tree, clock, **options), [ca])  # type: ignore[list-item]
+    world.patience, world.account = Patience(poll_s=1.0), tree
+    world.begin(clock)
+    return world
+
+
+@contextlib.contextmanager
+def laboratory() -> Iterator[Callable[..., MemoryWorld]]:
+    """Lend a CA and a clock; gives what makes a world of them, also from another one's tree, as a copied machine is made."""
+    clock, ca = Clock(real=False), _ca()
+    ca.reset(clock)
+    folder = tempfile.mkdtemp(dir=_folder())
+
+    def world(image: Optional[MemoryHost] = None) -> MemoryWorld:
+        tree = tempfile.mkdtemp(dir=folder)
+        if image:
+            subprocess.run(["cp", "-a", f"{image.root}/.", tree], check=True)
+        return _world(tree, clock, ca, make=image is None)
+
+    try:
+        with patch.object(selfsigned, "make_key", Keys()):
+            yield world
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def memory_world() -> Iterator[MemoryWorld]:
     """Make a world in memory."""
-    clock, keys = Clock(real=False), Keys()
-    ca = _ca()
-    ca.reset(clock)
-    tree = tempfile.mkdtemp(dir=_folder())
-    restore = selfsigned.make_key
-    selfsigned.make_key = keys  # type: ignore[assignment]
-    try:
-        host = MemoryHost(tree, clock)
-        world = MemoryWorld(host, [ca])  # type: ignore[list-item]
-        world.patience = Patience(poll_s=1.0)
-        world.begin(clock)
-        try:
+    with laboratory() as made:
+        world = made()
+        with world.entered():
             yield world
-        finally:
-            world.end()
-    finally:
-        selfsigned.make_key = restore
-        shutil.rmtree(tree, ignore_errors=True)

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 from unittest.mock import patch
 
-import pytest
-
 from scx_enroll import agent as agents
 from scx_enroll import beside, durable, enroll, rootfs, service
 from scx_enroll.enroll import Tools
@@ -26,13 +24,16 @@ from scx_enroll.rootfs import Root
 from scx_enroll.store import Store
 from tests.lab.agent import SSL_FOLDERS, LabHost
 from tests.lab.ca import LabCA
-from tests.scene import Outcome, Scene, take_openssls_clock_away
+from tests.scene import NO_CHECK_TIME, Outcome, Scene
 from tests.test_crash import Crash, Fuse
 
 BEGIN = 1_800_000_000  # where time is simulated, each sequence begins at the same moment
 HOUR_S, DAY_S = 3600, 86400
 NEVER = 1 << 30  # a fuse that does not blow
 LEAF_S = 60 * DAY_S  # how long certificates live
+
+
+CONTROL, CLIENT, TEMPORARY_FILE, ENTRY = service.control, service._client_context, durable.temporary_file, rootfs._entry
 
 
 class Clock:
@@ -77,30 +78,30 @@ class World(Scene):
     """`restarts`: when the program had the agent restarted or started, by the host's clock; the other marks are the model's."""
 
     clock: Clock
+    account = ""  # as whom this host asks the CA, where it is not the only one
 
     def begin(self, clock: Clock) -> None:
-        """Put the program under this world's time and faults, until `end`."""
+        """Take the time; nothing is changed yet that an actor could see."""
         self.clock = clock
         self.restarts: List[int] = []
         self.packager = ""
         self.writes_left: Optional[int] = None  # until the disk is full
         self.known_times: Dict[Tuple[int, int, int], int] = {}
         self.order = itertools.count()
-        self.stack = ExitStack()
-        for target, name, value in self.parts():
-            self.stack.enter_context(patch.object(target, name, value))
-        timeless = pytest.MonkeyPatch()
-        take_openssls_clock_away(timeless)
-        self.stack.callback(timeless.undo)
-        self.stamp(self.clock.host() - DAY_S)
+        with self.entered():
+            self.stamp(self.clock.host() - DAY_S)
 
-    def end(self) -> None:
-        self.stack.close()
-        self.host.close()
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """While this lasts, the program is under this world's time and faults; of several hosts, the one entered last."""
+        with ExitStack() as stack:
+            for target, name, value in self.parts():
+                stack.enter_context(patch.object(target, name, value))
+            yield
 
     def parts(self) -> Iterator[Tuple[Any, str, Any]]:
         """What stands in for parts of the program."""
-        control, temporary_file, entry = service.control, durable.temporary_file, rootfs._entry
+        control = self.control
 
         def counted(root: Root, command: Tuple[str, ...], *rest: Any) -> str:
             if command[1:] and command[1] in ("-restart", "-start"):
@@ -112,19 +113,27 @@ class World(Scene):
                 self.writes_left -= 1
                 if self.writes_left < 0:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return temporary_file(*arguments)
+            return TEMPORARY_FILE(*arguments)
+
+        def timeless(anchors: Tuple[bytes, ...]) -> Any:
+            context = CLIENT(anchors)
+            context.verify_flags |= NO_CHECK_TIME
+            return context
 
         def timed(path: str, parent: int, name: str, found: os.stat_result) -> rootfs.Entry:
-            seen = entry(path, parent, name, found)
+            seen = ENTRY(path, parent, name, found)
             if not path.startswith(WATCHED):
                 return seen
             return replace(seen, ctime_ns=self.when(found, found.st_ctime_ns), mtime_ns=self.when(found, found.st_mtime_ns))
 
         yield service, "control", counted
+        yield service, "_client_context", timeless
         yield durable, "temporary_file", bounded
         yield beside, "temporary_file", bounded
         yield rootfs, "_entry", timed
         yield agents, "packager", lambda _root: self.packager
+
+    control = staticmethod(CONTROL)
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -203,6 +212,7 @@ def real_world(folder: Path, ca: LabCA, number: int) -> Iterator[RealWorld]:
     world = RealWorld(host, [ca])
     world.begin(clock)
     try:
-        yield world
+        with world.entered():
+            yield world
     finally:
-        world.end()
+        host.close()
