@@ -8,6 +8,7 @@ import shutil
 import ssl
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Tuple
 
@@ -190,6 +191,45 @@ def assert_tidy(scene: Scene, where: str) -> None:
     assert set(keys_anywhere(scene)) - {OTHERS_KEY} == {host.key}, where
     left = [name for name in host.snapshot() if "scx-enroll" in name]
     assert len(left) <= 1, f"{left} {where}"
+
+
+CALLS = ("open", "os.rename", "os.remove", "os.link", "os.symlink", "os.chmod", "os.chown", "os.mkdir", "os.rmdir")
+_watches: List[Callable[[str], None]] = []
+
+
+def _see(event: str, arguments: Tuple[Any, ...]) -> None:
+    writes = event in CALLS and (event != "open" or (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
+    if writes and _watches:
+        watch = _watches.pop()  # it opens files itself
+        watch(event)
+        _watches.append(watch)
+
+
+sys.addaudithook(_see)  # for good: it does next to nothing while nobody watches
+
+
+def test_no_system_call_of_a_new_key_leaves_half_a_pair_or_a_key_in_the_open(tmp_path: Path, ca: LabCA, template: Path) -> None:
+    """Before each call that changes a file the agent could start with what is there, and each key is its owner's alone."""
+    scene = clone(template, tmp_path / "host", ca)
+    host, old, seen, wrong = scene.host, "", [0], []
+
+    def watch(event: str) -> None:
+        seen[0] += 1
+        if not pair_fits(host):
+            wrong.append(f"no pair before {event} {seen[0]}")
+        stray = [name for name in keys_anywhere(scene) if os.stat(host.path(name)).st_mode & 0o077]
+        wrong.extend(f"{name} is open to others before {event} {seen[0]}" for name in stray)
+
+    with host:
+        old = spki(host)
+        _watches.append(watch)
+        try:
+            assert scene.run(live=False).status == 0
+        finally:
+            _watches.clear()
+        assert wrong == []
+        assert seen[0] > 50
+        assert spki(host) != old
 
 
 @pytest.mark.slow
