@@ -98,6 +98,12 @@ def _await(site: Site, agent: Agent, leaf: str, before: Tuple[int, int]) -> serv
     )
 
 
+def comes_up(site: Site, agent: Agent, leaf: str) -> service.Served:
+    """Look at the port; where nothing listens, for as long as a command that a killed run left may still be at work."""
+    seen = service.probe(agent.port)
+    return seen if seen.listening else _await(site, agent, leaf, (0, 0))
+
+
 def within_budget(site: Site, needed: int) -> j.Budget:
     """Return the budget to add to. Raises Truce where it has no room for `needed` restarts."""
     now = site.clock()

@@ -13,7 +13,7 @@ from typing import Any, Dict, Optional
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
 from scx_enroll import pairs, service
-from scx_enroll.activate import Site, Truce, come_back, leave_packagers_alone, prove, within_budget
+from scx_enroll.activate import Site, Truce, come_back, comes_up, leave_packagers_alone, prove, within_budget
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.errors import AgentNotReady, EnrollError, HostError, RollbackFailed, RolledBack
 from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, sound_copy, stands
@@ -139,7 +139,8 @@ def _finish(site: Site, agent: Agent) -> None:
         except pairs.Disturbed:
             raise
         except Truce as spent:
-            if service.probe(agent.port).listening or not _is_there(site, agent, "target"):
+            seen = comes_up(site, agent, _place(site.store.journal.installation, "target").leaf)
+            if seen.listening or not _is_there(site, agent, "target"):
                 raise
             site.store.installation("failed", why=spent.message)  # a killed run left it down: the last restart is for the way back
         except AgentNotReady as cause:

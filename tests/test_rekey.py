@@ -98,20 +98,18 @@ class Crash(BaseException):
 
 
 class Points:
-    """Calls `act` before and after each change of state and files, and each control command; counts them."""
+    """Calls `act` before each change of state and files, and each control command, which is after the one before; counts them."""
 
     def __init__(self, act: Callable[[int, str], None]) -> None:
         self.act = act
         self.names: List[str] = []
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function` with a point before and one after it."""
+        """Return `function` with a point before it."""
 
         def wrapped(*arguments: Any, **named: Any) -> Any:
             self.point(f"before {name}")
-            result = function(*arguments, **named)
-            self.point(f"after {name}")
-            return result
+            return function(*arguments, **named)
 
         return wrapped
 
@@ -278,7 +276,7 @@ def test_the_power_fails_at_any_step_of_a_new_key(
         shutil.rmtree(host.root)
         if not crashed:
             break
-    assert number > 40
+    assert number > 20
 
 
 
@@ -321,7 +319,7 @@ def test_a_package_script_runs_between_any_two_steps_of_a_new_key(tmp_path: Path
         shutil.rmtree(host.root)
         if number >= len(points.names):
             break
-    assert number > 20 or script in REST
+    assert number > 10 or script in REST
 
 
 # -- what asks for a new key ---------------------------------------------------------------------------------------------
