@@ -102,11 +102,12 @@ class Beside:
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=folder)
                 os.fsync(folder)
-        for path in dict.fromkeys(path.rpartition("/")[0] + "/" for path in (key, certificate)):
+        for path in (key, certificate):
+            self.remove_pairs(path)
+            self.sweep(path, ())
             with self.folder(path) as (folder, _):
-                for name in os.listdir(folder):
-                    if COPY.fullmatch(name) or _OF_THE_AGENT.fullmatch(name):
-                        os.unlink(name, dir_fd=folder)
+                for name in filter(_OF_THE_AGENT.fullmatch, os.listdir(folder)):
+                    os.unlink(name, dir_fd=folder)
                 os.fsync(folder)
 
     def move_back(self, path: str) -> None:

@@ -120,6 +120,7 @@ def seal(site: Site, config: str, *, delete_key: bool) -> Seal:
             store.beside.delete_pair(agent.key, agent.certificate)
         store.empty()
         return Seal("", "", agent.key if agent else "", open_request)
+    store.drop_keys(frozenset())  # one that waits for its certificate would be a secret in the image
     store.update(sealed=seen)  # before the key is noted as nobody's: a run would replace it
     if agent and key:
         note(site, agent, (key,))

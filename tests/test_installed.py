@@ -637,3 +637,23 @@ def test_a_first_boot_at_which_everything_comes_late(image: Callable[[str], Imag
 
     with ThreadPoolExecutor(len(roots.SUITES)) as pool:
         assert tuple(pool.map(check, roots.SUITES)) == roots.SUITES
+
+
+def test_a_machine_of_a_sealed_image_uses_its_key_or_state(image: Callable[[str], Image], tmp_path: Path) -> None:
+    """The first boot's machine-id, made by systemd, arms what the image holds, in the sandbox too; a second boot is the same machine."""
+    made = image(NEWEST)
+    made.install_agent(key="ec:secp256r1")
+    assert "is in the image" in made.run("scx-enroll", "seal").stdout
+    assert made.run("scx-enroll", "run", check=False).returncode == 4
+    listed = "/etc/opt/omi/ssl/.scx-enroll-baked-in"
+    with Machine(made, "host1") as machine, machine.ca(tmp_path / "ca") as ca:
+        configure(machine, machine.fqdn, ca)
+        machine.run("systemctl", "start", SERVICE)
+        assert is_enrolled(machine), machine.journal(SERVICE)
+        assert "set another machine's state aside" in machine.journal(SERVICE)
+        key = machine.shell("openssl pkey -in /etc/opt/omi/ssl/omikey.pem -pubout -outform DER | sha256sum | cut -c1-64").stdout
+        assert key not in machine.read(listed)
+        machine.reboot()
+        machine.run("systemctl", "start", SERVICE)
+        assert machine.run("ls", "/var/lib/scx-enroll/foreign").stdout == "1\n"
+        assert (issued(ca), ca.posts) == (1, 1)

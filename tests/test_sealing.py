@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -328,6 +329,63 @@ def test_the_state_of_another_machine_is_set_aside_and_its_key_is_not_used(scene
     assert (journal(other).sealed, other.state.joinpath("budget.json").read_bytes()[:20]) == (None, budget[:20])
     assert spki(scene) not in {held.id for held in ended.result.view.seen.held} if ended.result else True
     assert scene.remembered() == state
+
+
+@pytest.mark.parametrize("how", ["sealed", "nobody sealed", "the state is not in the image"])
+def test_three_clones_end_with_three_keys_and_three_certificates(scene: Scene, ca: LabCA, how: str) -> None:
+    """And with that of the original, which notices nothing, four."""
+    scene.run(live=False)
+    if how != "nobody sealed":
+        seal(scene)
+    image = clone(scene, 0)
+    if how == "the state is not in the image":
+        shutil.rmtree(image.state)
+    original, issued, clones = everything(scene), ca.authority.issued, []
+    for number in (1, 2, 3):
+        one = clone(image, number)
+        clones.append(one)
+        for _ in range(2):
+            ended = one.run(live=False)
+            assert (ended.status, one.installed) == (0, one.installed), ended
+        assert ended.rows == (), "the second run finds nothing to do"
+        assert ended.result
+        assert ended.result.view.ready.installed
+        assert ended.result.view.ready.installed.names == (f"host{number + 1}.lab.test",)
+    assert len({spki(one) for one in (scene, *clones)}) == 4
+    assert len({one.installed for one in (scene, *clones)}) == 4
+    assert ca.authority.issued == issued + 3
+    assert everything(scene) == original
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(6, 17))
+def test_a_clone_of_a_host_whose_key_was_just_being_changed(scene: Scene, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every rename of it: the clone ends with a key that is neither the old nor the new one, and with nothing of the change left."""
+    scene.run(live=False)
+    real, calls = os.rename, [0]
+
+    def rename(source: Any, to: Any, **named: Any) -> None:
+        if not str(to).endswith((".json", "premises")):
+            calls[0] += 1
+            if calls[0] > step:
+                raise KeyboardInterrupt
+        real(source, to, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", rename)
+        with contextlib.suppress(KeyboardInterrupt):
+            scene.run(live=False, renew=True, rekey=True)
+    other = clone(scene, 1)
+    known = {spki(other)}
+    for path in (*other.state.glob("keys/*"), *Path(other.host.path(other.host.key)).parent.glob("scx-enroll-pair*/*key*")):
+        known.add(request.spki_of(request.load_key(path.read_bytes())))
+    other.run(live=False)
+    ended = other.run(live=False)
+    assert (ended.status, ended.rows) == (0, ()), ended
+    assert spki(other) not in known
+    assert not Path(other.host.path(other.host.key)).is_symlink()
+    assert not [name for name in os.listdir(Path(other.host.path(other.host.key)).parent) if "pair" in name or name.startswith(".scx-enroll.")]
+    assert not list(other.state.rglob("keys/*"))
 
 
 def test_a_key_made_after_the_last_run_is_not_used_by_a_clone_either(scene: Scene) -> None:
