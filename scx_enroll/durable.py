@@ -52,6 +52,30 @@ def move(folder: int, temporary: str, name: str) -> None:
     os.fsync(folder)
 
 
+def move_tree(source: int, name: str, target: int) -> None:
+    """Move a folder of ours to another one of the same file system; where an overlay can't rename what its image holds, file by file."""
+    try:
+        os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+    except OSError as problem:
+        if problem.errno != errno.EXDEV:
+            raise
+        _move_each(source, name, target)
+
+
+def _move_each(source: int, name: str, target: int) -> None:
+    os.mkdir(name, 0o700, dir_fd=target)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    folders = [os.open(name, flags, dir_fd=above) for above in (source, target)]
+    try:
+        for entry in os.listdir(folders[0]):
+            move_tree(folders[0], entry, folders[1])
+        os.fsync(folders[1])
+    finally:
+        for folder in folders:
+            os.close(folder)
+    os.rmdir(name, dir_fd=source)
+
+
 def temporary_file(folder: int, data: bytes, mode: int, owner: Optional[Tuple[int, int]]) -> str:
     """Make a file under a new name, with its final owner and mode and its data on the disk; returns the name."""
     name = TEMPORARY + secrets.token_hex(8)

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterator, Optional, Set, Tuple
 
 from scx_enroll import journal as j
 from scx_enroll.beside import Beside
-from scx_enroll.durable import TEMPORARY, clear, explained, move, remove_tree, write
+from scx_enroll.durable import TEMPORARY, clear, explained, move, move_tree, remove_tree, write
 from scx_enroll.errors import Busy, HostError
 from scx_enroll.idle import PREMISES, STATE, STATUS_FOLDER, STATUS_NAME
 from scx_enroll.rootfs import Root
@@ -346,7 +346,7 @@ class Store:
             os.link("journal.json", "journal.json", src_dir_fd=folder, dst_dir_fd=aside)  # it counts until the fresh one is there
             for name in (*_ONES_OWN, PREMISES):
                 with suppress(FileNotFoundError):
-                    os.rename(name, name, src_dir_fd=folder, dst_dir_fd=aside)
+                    move_tree(folder, name, aside)
             remove_tree(folder, _KEYS)  # copies of what is another machine's secret
             os.fsync(aside)
             os.fsync(folder)

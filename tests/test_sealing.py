@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import json
 import os
 import shutil
@@ -441,6 +442,22 @@ def test_setting_aside_that_is_interrupted_is_done_again(scene: Scene, step: int
     assert spki(scene) in journal(other).strangers
     found = {name.rpartition("/")[2]: data for name, data in other.remembered().items() if name.startswith("foreign/")}
     assert {name: data for name, data in found.items() if name in wanted} == wanted
+
+
+def test_a_container_whose_image_holds_the_state(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An overlay renames no folder of its lower layers (EXDEV): the state is moved file by file."""
+    scene.run(live=False)
+    state, other, real = scene.remembered(), clone(scene, 1), os.rename
+
+    def rename(source: Any, to: Any, **named: Any) -> None:
+        if os.path.isdir(f"/proc/self/fd/{named['src_dir_fd']}/{source}") and not source.startswith(".scx-enroll."):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        real(source, to, **named)
+
+    monkeypatch.setattr(os, "rename", rename)
+    look(other)
+    aside = {name.partition("foreign/1/")[2]: data for name, data in other.remembered().items() if name.startswith("foreign/1/")}
+    assert aside == {name: data for name, data in state.items() if name != "budget.json"}
 
 
 def test_a_clone_whose_agent_comes_later_knows_the_key_of_the_image(scene: Scene) -> None:
