@@ -180,6 +180,11 @@ def _configured(one: Compared) -> str:
     return "the configuration of scx-enroll changed" if was and now and alike and was != now else ""
 
 
+def _renamed(one: Compared) -> str:
+    was, now = one.was.host, one.now.known.host
+    return f"this host calls itself {now}, and was {was}" if was and now and was != now else ""
+
+
 def _clock(one: Compared) -> str:
     now = one.now.known.clock
     told = {"behind": "lies before what was written by its time", "ahead": "is more than a year ahead of the last run"}
@@ -196,6 +201,7 @@ TABLES: Tuple[Tuple[Tuple[str, Row], ...], ...] = (
     (("agent-removed", _removed), ("agent-reinstalled", _reinstalled)),
     (("configuration", _agent_configured),),
     (("configuration", _configured),),
+    (("renamed", _renamed),),
     (("clock", _clock),),
 )
 REWRITES = ("key-regenerated", "deleted", "overwritten", "replaced", "link-moved")  # of one of the agent's two names

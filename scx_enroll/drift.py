@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Callable, Optional, Sequence
 
-from scx_enroll import __version__, causes, places, plan, verify
+from scx_enroll import __version__, causes, naming, places, plan, verify
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
 from scx_enroll.activate import Site
@@ -41,9 +41,9 @@ def notice(site: Site, config: Config, view: View, told: Callable[[j.Change], No
     return True
 
 
-def record(site: Site, cause: str, what: str, told: Callable[[j.Change], None], done: str = "") -> None:
-    """Write down a change that somebody else found; `done`: what was done about it, "" where that is to come."""
-    change = j.Change(site.clock(), cause, what, (done,) if done else (), "" if done else "nothing yet")
+def record(site: Site, cause: str, what: str, told: Callable[[j.Change], None], *, done: str) -> None:
+    """Write down a change that was found elsewhere, and what was done about it."""
+    change = j.Change(site.clock(), cause, what, (done,))
     site.store.update(changes=(*site.store.journal.changes, change)[-causes.KEPT_CHANGES:])
     told(change)
 
@@ -90,7 +90,7 @@ def _sight(site: Site, config: Config, view: View) -> Sight:
     meaning = f"{__version__} {hashlib.sha256(repr(config).encode()).hexdigest()}"
     now = site.clock()
     written = [one.origin.obtained for one in generations] + [change.at for change in store.journal.changes]
-    known = replace(was, config=meaning, clock=causes.clock(now, store.journal.known, written))
+    known = replace(was, config=meaning, clock=causes.clock(now, store.journal.known, written), host=naming.short_name(root))
     if found is None:
         path = was.program.partition(" ")[0]
         gone = bool(path) and root.resolve(path).kind != "file"

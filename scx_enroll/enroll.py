@@ -245,6 +245,8 @@ def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T
     with locked(root, options, tools) as site:
         for done in sealing.settle(site, options.config, seals=seals):
             tools.acted(done)
+            if done.action == "set_aside":
+                drift.record(site, "cloned", done.reason, tools.noticed, done="its state was set aside")
         activate.settle_command(site)
         step = plan.interrupted(site.store.journal)
         if step:

@@ -197,6 +197,7 @@ class Known:
     served: str = ""  # the leaf that was served although another one was installed
     locked: str = ""  # what the agent's account could not read or enter
     clock: str = ""  # "" | "behind" | "ahead"
+    host: str = ""  # what the host called itself
 
 
 @dataclass(frozen=True)

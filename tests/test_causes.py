@@ -14,7 +14,7 @@ from scx_enroll.journal import CAUSES, DAY_S, HOUR_S, Change, Fight, Journal, Kn
 NOW = 1_800_000_000
 ID = "0123456789abcdef"
 OURS = Place("link", f"scx-enroll-{ID}-1.pem", ID * 4, "s" * 64, mode=0o444, generation=ID)
-KNOWN = Known(NOW - 60, "key", OURS, "/opt/omi/bin/omiserver 1,2,3", "/etc/opt/omi/conf/omiserver.conf 4,5,6", "omi 990", "0.1 aa")
+KNOWN = Known(NOW - 60, "key", OURS, "/opt/omi/bin/omiserver 1,2,3", "/etc/opt/omi/conf/omiserver.conf 4,5,6", "omi 990", "0.1 aa", host="old")
 WAS = Journal(installed=OURS, known=KNOWN, newest=2)
 SAME = Sight(KNOWN, "/ssl/omi.pem", "CN=CA", generations=("older", ID), newest=2)
 HOST_PEM = Place("link", "/ssl/omi-host-h.pem", "l", "h" * 64)
@@ -56,9 +56,10 @@ EACH = [
     ("agent-reinstalled", "installed again or upgraded", seen(program="/opt/omi/bin/omiserver 9,9,9")),
     ("agent-reinstalled", "another number: omi 991, before omi 990", seen(account="omi 991")),
     ("agent-removed", "was removed", seen(program="/opt/omi/bin/omiserver")),
+    ("renamed", "calls itself new, and was old", seen(host="new")),
     ("moved-aside", "moved the agent's pair aside", seen(Place("absent"), "", key="", aside=True)),
 ]
-BY_OTHERS = {"renamed", "cloned"}  # told by whoever judges the host's identity
+BY_OTHERS = {"cloned"}  # told by whoever judges the host's identity
 
 
 @pytest.mark.parametrize(("cause", "what", "sight"), EACH, ids=lambda value: value if isinstance(value, str) else "")

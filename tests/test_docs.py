@@ -135,7 +135,7 @@ def test_a_command_of_the_pages_does_not_work(checkout, site, page):
         command = in_the_lab(site, line)
         for path in re.findall(r"(?<![\w.])/[\w.-]+(?:/[\w./-]+)?", re.sub(r"-subj \S+", "", command).replace(PROGRAM, "").replace(str(site.folder), ".")):
             assert path in ("/dev/null", "/dev/stdin"), f"{command} would leave the lab: {path}"
-        if line == "scx-enroll rollback":  # as the page says, the restarts of the hour are spent: an hour later
+        if line in ("scx-enroll rollback", "scx-enroll install lin01.p7b"):  # as the page says, the restarts of the hour are spent: an hour later
             Path(site.host.root, "var/lib/scx-enroll/budget.json").unlink()
         ran = subprocess.run(
             ["sh", "-euc", command], cwd=site.folder, input=site.ca.password + "\n", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -321,6 +321,8 @@ def test_the_state_of_another_machine_is_set_aside_and_its_key_is_not_used(scene
     other = clone(scene, 1)
     ended = other.run(live=False)
     assert ended.rows[0] == "L0"
+    told = journal(other).changes[0]
+    assert (told.cause, told.deeds, told.waits) == ("cloned", ("its state was set aside",), "")
     aside = {name.partition("foreign/1/")[2]: data for name, data in other.remembered().items() if name.startswith("foreign/1/")}
     assert aside == {name: data for name, data in state.items() if name != "budget.json"}
     assert spki(scene) in journal(other).strangers
