@@ -1127,6 +1127,6 @@ def test_agents_key_that_is_too_weak_is_told_before_a_certificate_is_asked_for(s
     ended = scene.run()
     assert ended.status == 4
     assert "weaker than ec:secp384r1" in ended.message
-    assert "scxsslconfig" in ended.hint
+    assert "run --rekey" in ended.hint
     assert (ca.count_get, ca.count_post) == (0, 0)
     unchanged(scene, before, served)
