@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Dict, List, Tuple
 
 from hypothesis import strategies as st
@@ -12,9 +12,10 @@ from scx_enroll import enroll, sealing, verify
 from scx_enroll.errors import EnrollError
 from tests.model.machine import Machine
 from tests.model.memory import MemoryWorld, laboratory
-from tests.model.world import NEVER, WatchedFuse
+from tests.model.world import DAY_S, NEVER, WatchedFuse, World
 
 CLONES = 3
+PATIENCE_DAYS = 5
 # An image of an agent whose key nobody noted is none of these: its clones can't be told apart by what they hold.
 IMAGES = ((True, ""), (True, "keep"), (True, "delete"), (False, "keep"), (False, "delete"))
 NAME = "{hostname}.lab.test"
@@ -99,13 +100,19 @@ class Clones(RuleBasedStateMachine):
             self.clone_gets_its_name(number)
             with machine.world.entered():
                 machine.identity.update(("machine-id", "product UUID"))
-                machine.carry_out(enroll.run, point=NEVER)
-                try:
-                    enroll.run(machine.world.root(), enroll.Options(accept_name=True), machine.world.tools(line=machine.world.line(WatchedFuse(NEVER, lambda _: None))))
-                except EnrollError:
-                    pass
+                self._accept_name(machine.world)
                 machine.quiet_period()
         self._keys_are_apart()
+
+    @staticmethod
+    def _accept_name(world: World) -> None:
+        """Its operator accepts the name, again each day until nothing is in the way."""
+        for _ in range(PATIENCE_DAYS):
+            with suppress(EnrollError):
+                tools = world.tools(line=world.line(WatchedFuse(NEVER, lambda _: None)))
+                enroll.run(world.root(), enroll.Options(accept_name=True), tools)
+                return
+            world.passes(DAY_S)
 
     def _keys_are_apart(self) -> None:
         asked: Dict[str, str] = {}
