@@ -147,7 +147,8 @@ def waits_for_window(case: Case) -> bool:
     """Say whether a restart is left to the restart window: what is served now must be good until then."""
     seen, opens = case.seen, case.policy.opens
     revoked = any(held.revoked for held in seen.held if held.leaf == seen.served)
-    return opens > case.now and bool(seen.served) and seen.served_until > opens and not revoked
+    shared = bool(seen.foreign_key)  # another host may have the key
+    return opens > case.now and bool(seen.served) and seen.served_until > opens and not revoked and not shared
 
 
 NEEDS = {1: "a restart", 2: "two: one to go and one to come back"}

@@ -5,12 +5,12 @@ import os
 from typing import Optional, Tuple
 
 from scx_enroll import journal as j
+from scx_enroll import verify
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.beside import COPY
 from scx_enroll.errors import CertificateRefused, HostError
 from scx_enroll.rootfs import Root
 from scx_enroll.store import MAX_STATE_BYTES, Generation, Store
-from scx_enroll.verify import facts, pem, read
 
 COPY_MODE = 0o444  # as the agent's own tool leaves it; everybody may read a certificate
 
@@ -18,7 +18,7 @@ COPY_MODE = 0o444  # as the agent's own tool leaves it; everybody may read a cer
 def certificates_of(data: Optional[bytes]) -> Tuple[bytes, ...]:
     """Return the certificates (DER) in what the agent reads; none where it is absent or damaged, which is drift."""
     try:
-        return read(data or b"")
+        return verify.read(data or b"")
     except CertificateRefused:
         return ()
 
@@ -102,5 +102,5 @@ def data_of(store: Store, place: j.Place) -> Optional[bytes]:
 
 def generation_of(leaf: bytes, chain: Tuple[bytes, ...], origin: j.Origin) -> Generation:
     """Return the generation of a leaf and its intermediates, DER."""
-    pems = b"".join(map(pem, chain))
-    return Generation(facts(leaf).leaf[:16], pem(leaf), pems, origin)
+    pems = b"".join(map(verify.pem, chain))
+    return Generation(verify.facts(leaf).leaf[:16], verify.pem(leaf), pems, origin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, Iterator, List
@@ -1026,11 +1027,11 @@ def test_after_a_crash_while_an_id_is_taken_over_or_the_question_is_asked_the_ne
         ca.authority.revoke(1)
         scene.passes(11 * DAY)
     first, offset = scene.installed, scene.clock.offset
-    shutil.copytree(root, saved, symlinks=True)
+    subprocess.run(["cp", "-a", str(root), str(saved)], check=True)  # owners, too
     reached = 0
     for point in range(1, 80):
         shutil.rmtree(root)
-        shutil.copytree(saved, root, symlinks=True)
+        subprocess.run(["cp", "-a", str(saved), str(root)], check=True)
         scene.clock.offset, scene.offset_s = offset, int(offset)
         posts, names = ca.count_post, []
         parts = {"store": crashing(point, names)}

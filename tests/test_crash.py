@@ -21,11 +21,11 @@ from scx_enroll.store import Store
 from tests.lab.agent import LabHost
 from tests.lab.authority import to_pem
 from tests.lab.ca import LabCA
-from tests.scene import Outcome, Scene
+from tests.scene import BRISK, Outcome, Scene
 
 CHANGES = (
     "save_journal", "save_budget", "add_generation", "prune", "save_original", "save_page", "make_copy", "swap",
-    "set_marker", "sweep",
+    "set_marker", "sweep", "save_key", "drop_keys", "make_pair", "point", "own", "remove_pairs", "save_baked_in", "move_back",
 )
 HOUR_S = 3600
 PARTS = 4  # of a scenario's points, for as many workers
@@ -199,7 +199,7 @@ def one_crash(tmp_path: Path, ca: LabCA, scenario: Any, point: int, monkeypatch:
     with LabHost(tmp_path / f"host{point}", key="ec:secp256r1", host=f"host{point}") as host:
         host.knobs(poll=0.25)  # twenty times: on a loaded machine a stop must not outlast it
         host.start()
-        scene = Scene(host, [ca])
+        scene = Scene(host, [ca], patience=replace(BRISK, gone_s=1.5))  # the stand-in is up in a tenth of that, or not at all
         original, served = host.snapshot(), scene.served
         wish = scenario(scene)
         issued, before = scene.issued, scene.served

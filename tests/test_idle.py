@@ -837,9 +837,9 @@ def as_it_was(scene: Scene, saved: Path) -> None:
     """Put the tree back as it was at the first call."""
     root = Path(scene.host.root)
     if not saved.exists():
-        shutil.copytree(root, saved, symlinks=True)
+        subprocess.run(["cp", "-a", str(root), str(saved)], check=True)  # owners, too
     shutil.rmtree(root)
-    shutil.copytree(saved, root, symlinks=True)
+    subprocess.run(["cp", "-a", str(saved), str(root)], check=True)
 
 
 # -- any bytes --------------------------------------------------------------------------------------------------------

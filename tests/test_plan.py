@@ -88,11 +88,11 @@ def test_a_restart_outside_the_window(seen, row):
     [
         {"served": ""}, {"listening": False, "served": "", "process": "died"}, {"served_until": OPENS}, {"served_until": 0},
         {"served": OLD.leaf, "held": (NEW, replace(OLD, revoked=True, mismatches=("revoked",)))}, {"live": False},
-        {"listening": False, "served": "", "process": "stopped"},
+        {"listening": False, "served": "", "process": "stopped"}, {"foreign_key": "it came with the image"},
     ],
 )
 def test_a_window_keeps_an_agent_from_its_cure(changes):
-    """An agent that serves nothing, or something that expires before the window opens or was revoked, has nothing to lose."""
+    """An agent that serves nothing, something that expires before the window opens or was revoked, or with another's key, has nothing to lose."""
     assert at(replace(DRIFTED, **changes), policy=SHUT).action == "install"
 
 

@@ -56,8 +56,11 @@ class Load:
         try:
             # what comes after the handshake is not what is counted
             plain = socket.create_connection(("127.0.0.1", self.port), 5)
-            with plain, self._context.wrap_socket(plain) as secure, contextlib.suppress(OSError):
-                secure.unwrap()
+            # not by wrap_socket, which loses the socket, with a warning later on, where the server dies at the wrong moment
+            with plain, self._context.wrap_socket(plain, do_handshake_on_connect=False) as secure:
+                secure.do_handshake()
+                with contextlib.suppress(OSError):
+                    secure.unwrap()
         except OSError:
             return False
         return True

@@ -63,7 +63,7 @@ class World:
 def world_of(clock: Callable[[], int], cas: Mapping[str, Authority], resolve: Callable[[str], str],
              acted: Callable[[Host, Step], None]) -> World:
     sections = tuple(CA(label=server, server=server, template="SCXAgent") for server in cas)
-    config = Config(Naming(), sections, Renewal(), Agent(), Report())
+    config = Config(Naming("what `resolve` says"), sections, Renewal(), Agent(), Report())
     return World(clock, cas, config, Line(connect=lambda _root, ca: cas[ca.server]), resolve, acted)  # type: ignore[arg-type]  # a Conversation
 
 
@@ -159,7 +159,7 @@ class Host:
         now, name = self.world.clock(), self.name
         return Want(
             self.spec, self.key, self.seen.inputs, self.seen.held, f"csr {self.key} {name}".encode,
-            lambda _ca, leaf, _pool: paper.judge(leaf, name, now), self.store.journal.latch or j.Latch(f"h{self.number}", name),
+            lambda _ca, leaf, _pool: paper.judge(leaf, name, now),
         )
 
     # -- the acts that need an agent: they succeed ------------------------------------------------------------------------

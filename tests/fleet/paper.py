@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Iterator, Tuple
 from unittest.mock import patch
 
-from scx_enroll import acquire, observe
+from scx_enroll import acquire, observe, places
 from scx_enroll.verify import Facts, Mismatch
 
 ROOT = b"root"
@@ -58,5 +58,5 @@ def in_use() -> Iterator[None]:
     """While this lasts, the program takes these for certificates."""
     stand_in = sys.modules[__name__]
     with patch.object(acquire, "verify", stand_in), patch.object(observe, "verify", stand_in), \
-            patch.object(observe, "trust", lambda _root, _ca: ((ROOT,), ())):
+            patch.object(places, "verify", stand_in), patch.object(observe, "trust", lambda _root, _ca: ((ROOT,), ())):
         yield
