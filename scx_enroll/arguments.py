@@ -40,7 +40,7 @@ Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that 
     --ca NAME      one CA alone; also with check, submit and --adopt
   rollback         go back to what was installed before, prove it, and hold; --original: before all
   hold [REASON]    change nothing until release; --until TIME: 2h, 3d, 2026-12-24, 2026-12-24T06:00
-  release          end a hold
+  release          end a hold, or a truce
   seal             prepare an image: runs do nothing until a clone has it; --delete-key, --undo
 
 options:

@@ -13,9 +13,10 @@ from scx_enroll import journal as j
 from scx_enroll.acquire import Acquisition, Want
 from scx_enroll.activate import Site
 from scx_enroll.asking import CA as CA_TABLE
+from scx_enroll.begin import config_of, locked
 from scx_enroll.case import Observed, Step, Wish
 from scx_enroll.config import CA, Config
-from scx_enroll.enroll import MAX_STEPS, config_of, locked
+from scx_enroll.enroll import MAX_STEPS
 from scx_enroll.errors import EnrollError, UsageError
 from scx_enroll.job import Options, Stopped, Tools
 from scx_enroll.pace import Held

@@ -11,8 +11,8 @@ from typing import Callable, Dict, List, Tuple
 
 from scx_enroll import observe, verify
 from scx_enroll.acquire import Acquisition
+from scx_enroll.begin import config_of, locked, site_of
 from scx_enroll.config import CA
-from scx_enroll.enroll import config_of, locked, site_of
 from scx_enroll.errors import ConfigError, EnrollError
 from scx_enroll.job import Options, Tools
 from scx_enroll.outcomes import Authority

@@ -12,6 +12,7 @@ from scx_enroll.pace import Held, Policy, due, expiry, until_of
 
 NOBODY = Identity()
 GUARDED = ("changed", "key")  # not tried again because a command is repeated: accounts lock
+RESTARTS_AGAIN = "run it again then; where nobody asked for so many, find out who changes or stops the agent"
 RESTARTS_HINT = "it goes on by itself then; where nobody asked for so many, find out who changes or stops the agent"
 
 
@@ -77,7 +78,7 @@ class Step:
     generation: str = ""
     ca: str = ""
     due: int = 0  # of a submission: when the renewal was planned
-    retry: str = ""  # of a wait at a CA: how (pace.patience)
+    retry: str = ""  # of a wait: how (pace.patience), pace.PERSON, or WINDOW
     new_key: bool = False  # of a submission: for a key to be made
 
 
@@ -151,14 +152,15 @@ def waits_for_window(case: Case) -> bool:
     return opens > case.now and bool(seen.served) and seen.served_until > opens and not revoked and not shared
 
 
+WINDOW = "window"  # the restart window is waited for, which keeps nobody from asking a CA
 NEEDS = {1: "a restart", 2: "two: one to go and one to come back"}
 
 
 def within_restarts(case: Case, step: Step, needed: int) -> Step:
     """Return the step, or the wait for the restart window, or for the restarts that it may need."""
     if waits_for_window(case):
-        hint = "it goes on by itself then; install FILE and rollback don't wait"
-        return Step(step.row, "wait", f"{step.reason}, and the agent is restarted in restart-window only", case.policy.opens, 4, hint)
+        hint = "it goes on by itself then, or as soon as the agent serves nothing; a rollback does not wait"
+        return Step(step.row, "wait", f"{step.reason}, and the agent is restarted in restart-window only", case.policy.opens, 4, hint, retry=WINDOW)
     return within_budget(case, step, needed)
 
 
@@ -169,4 +171,4 @@ def within_budget(case: Case, step: Step, needed: int) -> Step:
         return step
     spent = f"the restart budget ({RESTARTS_PER_HOUR} an hour, {RESTARTS_PER_DAY} a day) has no room for {NEEDS[needed]}"
     reason = f"{step.reason}, but {spent}"
-    return Step(step.row, "wait", reason, until=until, status=4, hint=RESTARTS_HINT)
+    return Step(step.row, "wait", reason, until=until, status=4, hint=RESTARTS_AGAIN if case.wish.renew else RESTARTS_HINT)

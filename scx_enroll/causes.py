@@ -61,6 +61,11 @@ class Compared:
         return self.was.place is not None and not _same(self.was.place, self.place) and not _same(self.journal.installed, self.place)
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether the agent reads another pair of names: nobody touched the one that it read."""
+        return bool(self.was.names) and self.was.names != self.now.known.names
+
+    @property
     def upgraded(self) -> bool:
         """Whether the agent's program is another."""
         return bool(self.was.program) and self.was.program != self.now.known.program
@@ -169,6 +174,10 @@ def _reinstalled(one: Compared) -> str:
     return f"the agent's account has another number: {now.account}, before {was.account}" if moved else ""
 
 
+def _named_otherwise(one: Compared) -> str:
+    return f"the agent reads another pair now, as it is configured: {one.now.known.names.replace(' ', ' and ')}" if one.elsewhere else ""
+
+
 def _agent_configured(one: Compared) -> str:
     was, now = one.was.conf, one.now.known.conf
     return f"the agent's configuration changed: {now.partition(' ')[0]}" if was and now and was != now and not one.upgraded else ""
@@ -199,7 +208,7 @@ TABLES: Tuple[Tuple[Tuple[str, Row], ...], ...] = (
     ),
     (("permissions", _locked),),
     (("agent-removed", _removed), ("agent-reinstalled", _reinstalled)),
-    (("configuration", _agent_configured),),
+    (("configuration", _named_otherwise), ("configuration", _agent_configured)),
     (("configuration", _configured),),
     (("renamed", _renamed),),
     (("clock", _clock),),
@@ -210,7 +219,8 @@ REWRITES = ("key-regenerated", "deleted", "overwritten", "replaced", "link-moved
 def named(journal: Journal, sight: Sight) -> Tuple[Tuple[str, str], ...]:
     """Return what others did since the last run, or time: causes and sentences."""
     one = Compared(journal, sight)
-    answers = (((cause, row(one)) for cause, row in table) for table in TABLES)
+    tables = TABLES[1:] if one.elsewhere else TABLES
+    answers = (((cause, row(one)) for cause, row in table) for table in tables)
     found = (next(((cause, what) for cause, what in answer if what), None) for answer in answers)
     return tuple(change for change in found if change)
 
@@ -229,7 +239,7 @@ def fights(journal: Journal, sight: Sight, causes: Sequence[str], now: int) -> T
     The truce is an hour long, and twice as long each time, up to a day; a quiet day after it ends the fight.
     """
     ours = journal.installed is not None and (journal.known is None or _same(journal.known.place, journal.installed))
-    if not ours or not set(causes) & set(REWRITES):
+    if not ours or not set(causes) & set(REWRITES) or Compared(journal, sight).elsewhere:
         return journal.fights
     name = "key" if journal.known and journal.known.key != sight.known.key else "certificate"
     last = next((fight for fight in journal.fights if fight.name == name and fight.at <= now), None)

@@ -6,8 +6,8 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 from scx_enroll import binding, verify
 from scx_enroll.acquire import Acquisition
+from scx_enroll.begin import config_of, locked
 from scx_enroll.config import CA
-from scx_enroll.enroll import config_of, locked
 from scx_enroll.errors import EnrollError
 from scx_enroll.job import Options, Tools
 from scx_enroll.outcomes import Greeting

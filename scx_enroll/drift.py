@@ -6,7 +6,7 @@ What is compared is in the journal, written at the end of each run that looked. 
 import hashlib
 from contextlib import suppress
 from dataclasses import replace
-from typing import Callable, Optional, Sequence
+from typing import Callable, Optional, Sequence, Tuple
 
 from scx_enroll import __version__, causes, naming, places, plan, verify
 from scx_enroll import agent as agents
@@ -39,6 +39,14 @@ def notice(site: Site, config: Config, view: View, told: Callable[[j.Change], No
     for change in changes:
         told(change)
     return True
+
+
+def unwritten(site: Site, config: Config, view: View) -> Tuple[j.Change, ...]:
+    """Return what others did that no run has written down yet."""
+    if _at_work(site, view, site.clock(), hasty=False):
+        return ()
+    found = causes.named(site.store.journal, _sight(site, config, view))
+    return tuple(j.Change(site.clock(), cause, what, waits="nothing yet: no run has seen it") for cause, what in found)
 
 
 def record(site: Site, cause: str, what: str, told: Callable[[j.Change], None], *, done: str) -> None:
@@ -101,6 +109,7 @@ def _sight(site: Site, config: Config, view: View) -> Sight:
     known = replace(
         known, key=seen.key, place=places.place_of(root, agent, found.pair), program=program, conf=conf, locked=seen.locked,
         account=f"{agent.account} {account[0]}" if account else "", served=seen.served if odd else "",
+        names=f"{agent.certificate} {agent.key}",
     )
     older = next((one.id for one in seen.held if odd and one.leaf == seen.served), "")
     return Sight(

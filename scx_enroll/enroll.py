@@ -3,23 +3,37 @@
 lock -> journal -> configuration -> look -> plan -> act -> (again) -> result
 """
 
-import os
 import time
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Callable, Iterator, List, Mapping, Optional, Tuple, TypeVar
+from typing import Callable, List, Mapping, Optional, Tuple, TypeVar
 
-from scx_enroll import activate, adoption, aside, drift, keys, naming, observe, places, plan, request, sealing, tidy, transaction, verify
+from scx_enroll import (
+    access,
+    activate,
+    adoption,
+    aside,
+    drift,
+    keys,
+    naming,
+    observe,
+    places,
+    plan,
+    request,
+    sealing,
+    tidy,
+    transaction,
+    verify,
+)
 from scx_enroll import agent as agents
-from scx_enroll import config as configs
 from scx_enroll import journal as j
 from scx_enroll.access import demand
 from scx_enroll.acquire import ACTS as CA_ACTS
 from scx_enroll.acquire import Acquisition, Want
 from scx_enroll.activate import Site
+from scx_enroll.begin import begun, config_of, site_of
 from scx_enroll.case import Step, Wish
 from scx_enroll.config import CA, Config
-from scx_enroll.errors import AgentNotReady, CertificateRefused, EnrollError, HostError, UsageError
+from scx_enroll.errors import AgentNotReady, CertificateRefused, EnrollError, UsageError
 from scx_enroll.job import Options, Result, Stopped, Tools
 from scx_enroll.keys import Key
 from scx_enroll.observe import View
@@ -218,48 +232,6 @@ ACTS: Mapping[str, Callable[[Run, View, Step], None]] = {
 # -- the verbs ------------------------------------------------------------------------------------------------------
 
 
-def site_of(root: Root, tools: Tools) -> Site:
-    """Return where and with what the work is done."""
-    return Site(root, tools.store(root), tools.patience, tools.clock, tools.waiting, tools.noted)
-
-
-@contextmanager
-def locked(root: Root, options: Options, tools: Tools) -> Iterator[Site]:
-    """Hold the lock, the state loaded. Raises HostError for who is not root, Busy."""
-    if root.path == "/" and os.geteuid() != 0:
-        raise HostError("only root may do this", "run it as root, or through sudo")
-    site = site_of(root, tools)
-
-    def waiting(message: str) -> None:
-        if tools.stopping():
-            raise Stopped
-        tools.waiting(message)
-
-    with site.store.lock(options.wait_s, waiting):
-        activate.forget_the_future(site)
-        yield site
-
-
-def _locked(root: Root, options: Options, tools: Tools, work: Callable[[Site], T], *, seals: bool = False) -> T:
-    """Take the lock, see whose state it is, finish or undo what a killed run left, even where no configuration is read; then `work`."""
-    with locked(root, options, tools) as site:
-        for done in sealing.settle(site, options.config, seals=seals):
-            tools.acted(done)
-            if done.action == "set_aside":
-                drift.record(site, "cloned", done.reason, tools.noticed, done="its state was set aside")
-        activate.settle_command(site)
-        step = plan.interrupted(site.store.journal)
-        if step:
-            transaction.proceed(site)
-            tools.acted(step)
-        return work(site)
-
-
-def config_of(root: Root, options: Options) -> Config:
-    """Return the configuration that counts. Raises ConfigError, Unconfigured, HostError."""
-    return configs.given(root, options.config)
-
-
 def run(root: Root, options: Options, tools: Tools) -> Result:
     """Make the host match its configuration. Raises EnrollError for what goes wrong on this host."""
 
@@ -267,7 +239,7 @@ def run(root: Root, options: Options, tools: Tools) -> Result:
         run = _run(site, options, tools)
         return run.converge(*(run.tell(sealing.accept_name(site, run.config)) if options.accept_name else ()))
 
-    return _locked(root, options, tools, work)
+    return begun(root, options, tools, work)
 
 
 def _run(site: Site, options: Options, tools: Tools) -> Run:
@@ -275,8 +247,11 @@ def _run(site: Site, options: Options, tools: Tools) -> Run:
 
 
 def inspect(root: Root, options: Options, tools: Tools) -> Result:
-    """Look and plan, and change nothing; needs no lock, since the journal is replaced whole."""
-    return _looker(root, options, tools).result()
+    """Look and plan, and change nothing; needs no lock, since the journal is replaced whole. What others did since is told, too."""
+    looker = _looker(root, options, tools)
+    result = looker.result()
+    fresh = drift.unwritten(looker.site, looker.config, result.view)
+    return replace(result, journal=replace(result.journal, changes=(*result.journal.changes, *fresh)))
 
 
 def rehearse(root: Root, options: Options, tools: Tools) -> Result:
@@ -294,12 +269,19 @@ def _looker(root: Root, options: Options, tools: Tools) -> Run:
     return _run(site, options, tools)
 
 
+def _refuse_foreign(view: View) -> None:
+    """Raise AgentNotReady where the agent's key is not this host's to use."""
+    if view.seen.foreign_key:
+        raise AgentNotReady(f"{view.seen.foreign_key}, and must not get a certificate", "scx-enroll run makes another one")
+
+
 def make_csr(root: Root, options: Options, tools: Tools) -> bytes:
     """Return a CSR (PEM) for the agent's key, for a CA that can't be reached from here; changes nothing."""
     looked = inspect(root, options, tools)
     ready = looked.view.ready
-    if looked.step.row in ("L0", "L6"):  # a key that is not this host's to use
+    if looked.step.row == "L0":
         raise AgentNotReady(looked.step.reason, looked.step.hint)
+    _refuse_foreign(looked.view)
     if ready.pair.key is None:
         raise AgentNotReady("the agent has no key", f"let its own tool make one: {ready.agent.scxsslconfig}")
     return request.build_csr(ready.spec, request.load_key(ready.pair.key))
@@ -314,6 +296,7 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
         run.notice(view)
         if store.journal.hold:
             raise AgentNotReady(f"held: {store.journal.hold}", "scx-enroll release, then install again")
+        _refuse_foreign(view)
         seen, now = view.seen, run.site.clock()
         found = verify.read(data)
         leaf = next((der for der in found if verify.facts(der).spki == seen.key), None)
@@ -345,7 +328,7 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
         run.put_in_service(view, generation)
         return run.converge(*run.tell((Step("L7", "install", f"{name} was given by the operator", generation=generation.id),)))
 
-    return _locked(root, options, tools, work)
+    return begun(root, options, tools, work)
 
 
 def adopt(root: Root, options: Options, tools: Tools, request_id: int, ca: str) -> Result:
@@ -360,7 +343,7 @@ def adopt(root: Root, options: Options, tools: Tools, request_id: int, ca: str) 
         adoption.adopt(run.acquisition, request_id, server, run.want(view))
         return run.converge(*run.tell((Step("C1", "take_over", f"request ID {request_id} was named by the operator"),)))
 
-    return _locked(root, options, tools, work)
+    return begun(root, options, tools, work)
 
 
 def roll_back(root: Root, options: Options, tools: Tools, *, original: bool = False) -> Result:
@@ -373,33 +356,37 @@ def roll_back(root: Root, options: Options, tools: Tools, *, original: bool = Fa
         before = site.store.journal.original if original else site.store.journal.before
         if before is None or not before.leaf:
             raise UsageError("nothing was installed before, so there is nothing to go back to", "see: scx-enroll status")
+        if places.stands(site.root, view.ready.agent.certificate, before):
+            raise UsageError(f"certificate {before.leaf[:16]}, which was installed before, is in place already", "see: scx-enroll status")
         transaction.check_way_back(site, view.ready.agent, before)
+        access.demand(site.root, view.ready.agent)
         hold = f"rolled back by the operator at {when(site.clock())}"
         transaction.put_back(site, view.ready.agent, before, running=view.seen.running, inputs=view.seen.inputs, hold=hold)
         step = Step("L4", "roll_back", f"certificate {before.leaf[:16]} is in place again")
         tools.acted(step)
         return run.result((step,))
 
-    return _locked(root, options, tools, work)
+    return begun(root, options, tools, work)
 
 
 def hold(root: Root, options: Options, tools: Tools, reason: str, until: int = 0) -> str:
-    """Change nothing until released (`reason` given) or `until`, or release (""); returns why it was held.
+    """Change nothing until released (`reason` given) or `until`, or release (""), truces, too; returns why it was held.
 
     Needs neither configuration nor agent.
     """
 
     def work(site: Site) -> str:
-        before = site.store.journal.held(site.clock())
-        site.store.update(hold=reason, hold_until=until)
+        journal, now = site.store.journal, site.clock()
+        before = journal.held(now) or next((f"a truce over the agent's {fight.name}" for fight in journal.fights if fight.until > now), "")
+        site.store.update(hold=reason, hold_until=until, fights=journal.fights if reason else ())
         return before
 
-    return _locked(root, options, tools, work)
+    return begun(root, options, tools, work)
 
 
 def seal(root: Root, options: Options, tools: Tools, work: Callable[[Site], T]) -> T:
     """Do what `sealing` does to an image; no other work is done on a host that is sealed."""
-    return _locked(root, options, tools, work, seals=True)
+    return begun(root, options, tools, work, seals=True)
 
 
 def when(at: int) -> str:

@@ -198,6 +198,7 @@ class Known:
     locked: str = ""  # what the agent's account could not read or enter
     clock: str = ""  # "" | "behind" | "ahead"
     host: str = ""  # what the host called itself
+    names: str = ""  # the two that the agent reads
 
 
 @dataclass(frozen=True)

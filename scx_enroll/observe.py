@@ -210,7 +210,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         trust_changed_at=max(root.resolve(ca.issuer_trust).mtime_ns for ca in config.cas) // 10**9,
         share=share,
         aside=bool(aside.names(root, agent)),
-        served_until=served.not_after if served else 0,
+        served_until=served.not_after if served and served.issuer != served.subject else 0,  # its own: no Management Server trusts that
         loadable=loadable,
         staged=staged.spki if staged else "",
         foreign_key=foreign_key,

@@ -23,6 +23,7 @@ JOINING_FAILURES = DAY_S // BACKOFF_S["joining"][1]  # a day; who has not joined
 CALM = ((16, DAY_S), (3, 4 * DAY_S))  # after the first failure, after each later one
 OF_THIS_HOST = (3, 9, 12)  # statuses of failures that are mended here: configuration, rollback, clock or disk
 SIGNIN_REFUSED = 13
+PERSON = "person"
 PATIENT_STATUSES = (4, 5, 7, 11)  # what a run that only waits ends with
 LEAST_PART = 20  # a twentieth of a certificate's life has passed before a new one is asked for
 LAST_PART = 0.1  # of a certificate's lifetime: waiting needs a person then
@@ -92,8 +93,10 @@ def needs_a_person(status: int, held: Tuple[Held, ...], now: int, retry: str = "
     """Say whether an unattended run that ends with `status` should fail: waiting is no failure while time remains.
 
     `held`: all that is held, expired ones too. With nothing held yet, as at first boot, there is nothing to run out.
-    `retry`: of the back-off that it waits for, as `patience` says.
+    `retry`: of the back-off that it waits for, as `patience` says; or "person", where no time mends it.
     """
+    if retry == PERSON:
+        return True
     if status not in PATIENT_STATUSES and not (status == SIGNIN_REFUSED and (retry == "soon" or (retry == "joining" and not held))):
         return status != 0
     return bool(held) and now >= runs_out_at(held)

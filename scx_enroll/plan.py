@@ -10,16 +10,19 @@ from typing import Callable, List, Optional, Tuple, Union
 
 from scx_enroll import machine
 from scx_enroll.asking import CA
-from scx_enroll.case import Case, Observed, Step, Wish, within_restarts
+from scx_enroll.case import WINDOW, Case, Observed, Step, Wish, within_restarts
 from scx_enroll.journal import DAY_S, HOUR_S, Backoff, Budget, Identity, Journal, Skip
-from scx_enroll.pace import Policy, runs_out_at
+from scx_enroll.pace import PERSON, Policy, runs_out_at
 
 WAITING = ("wait", "hold", "nothing")
 REST_S = 7 * DAY_S  # as long as any answer stands: then everything is looked at, whatever nobody thought of
 MANY = 2  # parts of a machine's identity that no single machine changes within a week
 MAX_SETTLE_S = 30 * 60  # files that never rest are not waited for any longer
 
-TRUCE_HINT = "find out who does it, and stop one of the two: them, or this program (scx-enroll hold); scx-enroll status tells what was seen"
+TRUCE_HINT = (
+    "find out who does it (scx-enroll status tells what was seen) and stop one of the two: this program with scx-enroll hold; "
+    "or them, and then: scx-enroll release"
+)
 
 
 # -- local: serve the best valid certificate that is held -----------------------------------------------------------
@@ -100,11 +103,11 @@ def _locked_out(case: Case) -> Optional[Step]:
     if not case.seen.locked:
         return None
     reason = f"the agent's account can't get at {case.seen.locked}, so it will not start again"
-    return Step("L2", "wait", reason, status=4, hint=case.seen.locked_hint)
+    return Step("L2", "wait", reason, status=4, hint=case.seen.locked_hint, retry=PERSON)
 
 
 def _key_fought_over(case: Case) -> Optional[Step]:
-    return _truce(case, "key") if case.best is None else None
+    return _truce(case, "key") if case.best is None and case.seen.key else None
 
 
 def _truce(case: Case, name: str) -> Optional[Step]:
@@ -115,7 +118,7 @@ def _truce(case: Case, name: str) -> Optional[Step]:
     about = judged if seen.served == seen.certificate else "which is not what is installed"
     serves = f"serves {seen.served[:16]}, {about}" if seen.served else "serves nothing"
     reason = f"truce: others rewrote the agent's {name} again after it was put right; meanwhile the agent {serves}"
-    return Step("L7", "wait", reason, until=fight.until, status=4, hint=TRUCE_HINT)
+    return Step("L7", "wait", reason, until=fight.until, status=4, hint=TRUCE_HINT, retry=PERSON)
 
 
 def _adoptable(case: Case) -> Optional[Step]:
@@ -129,12 +132,13 @@ def _not_installed(case: Case) -> Optional[Step]:
     if best is None or (seen.certificate == best.leaf and not seen.spoilt):
         return None
     truce = _truce(case, "certificate")
-    if truce:
+    if truce and (seen.served or not seen.running):  # an agent that is down has nothing to lose; the restart budget bounds it
         return truce
     action = "relink" if best.leaf in seen.copies else "install"
-    reason = seen.spoilt if seen.certificate == best.leaf else f"generation {best.id} is valid and not in place"
-    step = Step("L7", action, reason, generation=best.id)
-    return within_restarts(case, step, 2) if seen.running and seen.served != best.leaf else step
+    what = f"generation {best.id} is valid{' for a new key' if best.key != seen.key else ''} and not in place"
+    step = Step("L7", action, seen.spoilt if seen.certificate == best.leaf else what, generation=best.id)
+    ways = 2 if seen.loadable else 1  # there and back, where there is a way back
+    return within_restarts(case, step, ways) if seen.running and seen.served != best.leaf else step
 
 
 def _not_served(case: Case) -> Optional[Step]:
@@ -177,7 +181,7 @@ def decide(
     """Return the next step: the first row that matches. `rows`: CA alone on behalf of a host that is not this one."""
     case = Case(seen, policy, journal, budget.current(now), now, wish)
     step = next(step for step in (row(case) for row in rows) if step)
-    if step.action == "wait" and step.until and step.until == policy.opens and step.hint != TRUCE_HINT:
+    if step.retry == WINDOW:
         # a CA is asked outside the restart window, too
         asked = next(step for step in (row(case) for row in CA) if step)
         if asked.action not in WAITING:

@@ -119,6 +119,8 @@ def document(result: Result, now: int) -> Dict[str, Any]:
             "certificates": sum(s.counts for s in budget.submissions),
             "submissions": len(budget.submissions),
             "restarts": len(budget.restarts),
+            "restarts_per_hour": journal.RESTARTS_PER_HOUR,
+            "restarts_per_day": journal.RESTARTS_PER_DAY,
             "certificates_per_day": view.policy.certificates_per_day,
             "submissions_per_day": view.policy.submissions_per_day,
         },
@@ -200,6 +202,8 @@ def as_status(facts: Mapping[str, Any]) -> str:
             ["  generation", facts["generation"] or "not one of ours"],
             *(["  problem", problem] for problem in facts["problems"]),
         ]
+    elif agent:
+        rows.append(["installed", "no certificate that can be read"])
     if facts["listening"]:
         served = "the certificate installed" if facts["proven"] else facts["served"] or "no TLS"
     else:
@@ -209,7 +213,7 @@ def as_status(facts: Mapping[str, Any]) -> str:
         rows.append(["renewal due", when(facts["renewal_due"])])
     if request:
         rows.append(["request", _shown(request)])
-    rows += [["new key", f"waits for its certificate, SHA-256 of its SPKI {spki}"] for spki in (facts["new_key"],) if spki]
+    rows += [["new key", f"made and not in service yet, SHA-256 of its SPKI {spki}"] for spki in (facts["new_key"],) if spki]
     rows += [["for another", f"{', '.join(errand['names'])}: {_shown(errand)}"] for errand in facts["errands"]]
     rows += [["CA", f"{ca['server']}, {when(ca['time'])}: {ca['message']}"] for ca in facts["cas"]]
     for w in facts["waiting_for"]:
@@ -222,7 +226,8 @@ def as_status(facts: Mapping[str, Any]) -> str:
         f"submissions {budget['submissions']} of {budget['submissions_per_day']}, certificates issued or possibly issued "
         f"{budget['certificates']} of {budget['certificates_per_day']}"
     )
-    rows.append(["last 24 hours", f"{spent}, restarts {budget['restarts']}"])
+    allowed = f"{budget['restarts_per_hour']} an hour and {budget['restarts_per_day']} a day, the last one for the way back"
+    rows.append(["last 24 hours", f"{spent}, restarts {budget['restarts']} (of {allowed})"])
     rows += _changed(facts["changes"][-SHOWN_CHANGES:])
     rows += [["note", note] for note in facts["notes"]]
     rows.append(["next", f"{facts['row']} {facts['action']}: {facts['reason']}"])

@@ -63,7 +63,8 @@ def check_way_back(site: Site, agent: Agent, place: j.Place) -> None:
     if not service.fits(site.root, agent.key, data):
         raise AgentNotReady(
             f"{what} is for a key that the agent does not have any more",
-            f"stay with what is installed, or make a new pair of the agent's own: {agent.scxsslconfig} -f",
+            "stay with what is installed; or, for a new pair of the agent's own: scx-enroll hold, then "
+            f"{agent.scxsslconfig} -f, then {agent.scxadmin} -restart",
         )
 
 
@@ -71,9 +72,10 @@ def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: 
     leave_packagers_alone(site)
     if running:
         service.check_tool(site.root, agent.scxadmin)
-        if service.probe(agent.port).leaf != target.leaf:
-            within_budget(site, 2)  # one to go forward, one to come back
     pair = agents.read_pair(site.root, agent)
+    if running and service.probe(agent.port).leaf != target.leaf:
+        sound = pair.certificate is not None and service.fits(site.root, agent.key, pair.certificate)
+        within_budget(site, 2 if sound else 1)  # one to go forward, one to come back, where there is a way back
     previous = place_of(site.root, agent, pair)
     if pair.certificate is not None and data_of(site.store, previous) != pair.certificate:  # a copy of ours may outlive its generation
         previous = replace(previous, saved=site.store.save_original(pair.certificate, previous.sha256))
@@ -313,7 +315,7 @@ def _forward(site: Site, agent: Agent) -> None:
     _mark(site, agent, target)
     proven = site.root.live and entry.running
     if proven:
-        prove(site, agent, target.leaf, reserve=1)
+        prove(site, agent, target.leaf, reserve=int(_fits(site, agent, "previous")))
     _straighten(site, agent, "target")
     _settle(site, agent, "proved" if proven else "left_unproven", installed=_current(site, agent), proven=proven)
 

@@ -101,7 +101,8 @@ def key_kind(text: str) -> str:
     """Read a kind of key, such as rsa:3072. Raises ValueError."""
     kind, _, detail = text.partition(":")
     if kind == "rsa":
-        count(MIN_RSA_BITS, MAX_RSA_BITS)(detail)
+        if not re.fullmatch("[0-9]{1,5}", detail, re.ASCII) or not MIN_RSA_BITS <= int(detail) <= MAX_RSA_BITS:
+            raise ValueError(f"is not rsa: and a number of bits from {MIN_RSA_BITS} to {MAX_RSA_BITS}")
     elif kind != "ec" or detail not in CURVES:
         raise ValueError(f"is not rsa:BITS or one of {', '.join(f'ec:{curve}' for curve in CURVES)}")
     return text

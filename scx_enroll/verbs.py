@@ -306,7 +306,7 @@ class Call:
         return 0
 
     def release(self) -> int:
-        """End a hold."""
+        """End a hold, and truces."""
         self._no_config()
         held = self._carefully(self.enroll.hold, "")
         say(sys.stdout, "scx-enroll: released; the next run goes on\n" if held else "scx-enroll: not held; nothing was changed\n")

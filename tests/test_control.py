@@ -404,6 +404,8 @@ def window(scene: Scene, begins_s: int) -> str:
 
 def test_an_agent_is_restarted_outside_its_window(scene: Scene, shared_ca: LabCA) -> None:
     """The certificate is obtained at once and installed when the window opens; nothing of the agent's changes before."""
+    scene.host.scom_sign()
+    calls = told(scene.host)
     scene.configure(restart_window=window(scene, 4 * 3600))
     before, served, posts = scene.host.snapshot(), scene.served, shared_ca.count_post
     ended = scene.run(now=True)
@@ -411,7 +413,7 @@ def test_an_agent_is_restarted_outside_its_window(scene: Scene, shared_ca: LabCA
     assert ended.result is not None
     assert ended.result.step.until is not None
     assert 3 * 3600 < ended.result.step.until - time.time() <= 4 * 3600
-    assert (scene.host.snapshot(), scene.served, told(scene.host)) == (before, served, ["-start"])
+    assert (scene.host.snapshot(), scene.served, told(scene.host)) == (before, served, calls)
     assert scene.command("run", "--unattended").returncode == 0, "waiting needs nobody"
     scene.offset_s = 4 * 3600
     assert scene.run().rows == ("L7",)

@@ -12,7 +12,10 @@ import pytest
 
 from scx_enroll import enroll
 from scx_enroll.causes import done
+from scx_enroll.job import Options
 from scx_enroll.journal import DAY_S, HOUR_S, Change
+from scx_enroll.pace import needs_a_person
+from scx_enroll.store import Store
 from tests.lab.agent import LabHost, fingerprint
 from tests.lab.authority import to_pem
 from tests.lab.ca import LabCA
@@ -263,6 +266,83 @@ def test_what_others_have_half_done_has_no_cause_yet(scene: Scene) -> None:
     later(scene, 601)
     ended, told = look(scene)
     assert (ended.status, [change.cause for change in told]) == (0, ["deleted"])
+
+
+def in_truce(scene: Scene) -> None:
+    """SCOM signs, is put right, and signs again within the hour."""
+    later(scene, 2 * HOUR_S)
+    for _ in range(2):
+        scene.host.scom_sign()
+        ended = scene.run()
+        later(scene, 600)
+    assert ended.message.startswith("truce: ")
+
+
+def test_a_truce_does_not_keep_an_agent_down(scene: Scene) -> None:
+    """Who made the agent unable to start has made the truce pointless; only the restart budget bounds the cure."""
+    ours = scene.served
+    in_truce(scene)
+    scene.host.install(b"no certificate\n")
+    scene.host.restart()
+    assert scene.served == ""
+    ended = scene.run()
+    assert ended.status == 0, ended
+    assert scene.served == ours
+
+
+def test_a_person_ends_a_truce(scene: Scene) -> None:
+    """`release`, once the other one was stopped; and until then each unattended run fails, since no time mends it."""
+    ours = scene.served
+    in_truce(scene)
+    ended = scene.run()
+    assert ended.result
+    assert needs_a_person(ended.status, ended.result.view.seen.held, scene.tools().clock(), ended.result.step.retry)
+    assert "then: scx-enroll release" in ended.hint
+    assert scene.command("release").stdout == "scx-enroll: released; the next run goes on\n"
+    assert scene.run().status == 0
+    assert scene.served == ours
+
+
+def test_status_tells_what_no_run_has_seen_yet(scene: Scene) -> None:
+    """One looks just after something happened; the look itself writes nothing down."""
+    scene.host.scom_sign()
+    before = scene.remembered()
+    told = scene.do(enroll.inspect).result
+    assert told
+    assert [(one.cause, done(one)) for one in told.journal.changes[-1:]] == [("overwritten", "nothing yet: no run has seen it")]
+    assert scene.remembered() == before
+
+
+def test_another_pair_is_configured_and_nobody_replaced_anything(scene: Scene) -> None:
+    """`pemfile` and `keyfile` lead to another pair, and back: a configuration, no rewrite and no fight."""
+    host = scene.host
+    conf = Path(host.path(host.conf))
+    shipped = conf.read_bytes()
+    other = "/etc/opt/omi/ssl/other.pem", "/etc/opt/omi/ssl/other-key.pem"
+    for path, data in zip(other, host.new_pair()):
+        host.make_file(path, data, 0o400, host.account)
+    for text in (shipped + f"pemfile={other[0]}\nkeyfile={other[1]}\n".encode(), shipped):
+        later(scene, 600)
+        conf.chmod(0o644)
+        conf.write_bytes(text)
+        ended, told = look(scene)
+        assert [change.cause for change in told] == ["configuration"], told
+    assert ended.result and ended.result.journal.fights == ()
+
+
+def test_a_rollback_to_what_is_there_says_so(scene: Scene) -> None:
+    """Else the way forward that a second rollback is would be lost, and the host held for nothing."""
+    scene.run(renew=True)
+    later(scene, 2 * HOUR_S)
+    assert scene.do(enroll.roll_back).status == 0
+    enroll.hold(scene.root(), Options(), scene.tools(), "")
+    store = Store(scene.root())
+    with store.lock(0, lambda _: None):
+        store.update(before=store.journal.installed)
+    before = scene.remembered()
+    ended = scene.do(enroll.roll_back)
+    assert (ended.status, "is in place already" in ended.message) == (2, True)
+    assert scene.remembered() == before
 
 
 def test_two_rewrites_within_an_hour_are_a_fight(scene: Scene, ca: LabCA) -> None:

@@ -65,6 +65,7 @@ RANKS = {
     "acquire": (60, "io"),
     "adoption": (70, "io"),
     "job": (70, "io"),
+    "begin": (78, "io"),
     "enroll": (80, "io"),
     "behalf": (90, "io"),
     "cacert": (90, "io"),
