@@ -160,7 +160,8 @@ def within_restarts(case: Case, step: Step, needed: int) -> Step:
     """Return the step, or the wait for the restart window, or for the restarts that it may need."""
     if waits_for_window(case):
         hint = "it goes on by itself then, or as soon as the agent serves nothing; a rollback does not wait"
-        return Step(step.row, "wait", f"{step.reason}, and the agent is restarted in restart-window only", case.policy.opens, 4, hint, retry=WINDOW)
+        reason = f"{step.reason}, and the agent is restarted in restart-window only"
+        return Step(step.row, "wait", reason, case.policy.opens, 4, hint, retry=WINDOW)
     return within_budget(case, step, needed)
 
 
