@@ -186,7 +186,7 @@ def decide(
         asked = next(step for step in (row(case) for row in CA) if step)
         if asked.action not in WAITING:
             return asked
-        step = replace(step, until=min(step.until, asked.until or step.until))
+        step = replace(step, until=min(policy.opens, asked.until or policy.opens))
     waits = step.action in ("wait", "nothing") and step.row not in ("L0", "L2", "L3")
     return replace(step, until=_soonest(case, step.until)) if waits else step
 
