@@ -2,7 +2,7 @@
 
 import os
 from contextlib import suppress
-from typing import FrozenSet, Iterator, Optional, Tuple
+from typing import FrozenSet, Optional, Tuple
 
 from scx_enroll import agent as agents
 from scx_enroll.agent import Agent
@@ -31,14 +31,6 @@ def account_of(root: Root, agent: Agent) -> Optional[Account]:
     return owner[0], frozenset({owner[1]})
 
 
-def _way(root: Root, name: str) -> Iterator[str]:
-    """Give the folders that lead to a name, and those that lead to what it is a link to."""
-    for path in (root.resolve(name.rpartition("/")[0] or "/").path + "/", root.resolve(name).path):
-        parts = path.split("/")
-        first = 1 if root.path == "/" else 2  # a tree's own folder will have another mode where it is the root
-        yield from ("/".join(parts[:count]) or "/" for count in range(first, len(parts)))
-
-
 def _may(root: Root, account: Account, path: str, bit: int) -> bool:
     entry = root.resolve(path)
     shift = 6 if entry.uid == account[0] else 3 if entry.gid in account[1] else 0
@@ -55,8 +47,8 @@ def locked(root: Root, agent: Agent) -> str:
     if account is None:
         return ""
     for name in (agent.certificate, agent.key):
-        for folder in dict.fromkeys(_way(root, name)):
-            if not _may(root, account, folder, 0o1):
+        for folder in root.way(name):
+            if (folder != "/" or root.path == "/") and not _may(root, account, folder, 0o1):
                 return folder
     return "" if _may(root, account, agent.key, 0o4) else agent.key
 

@@ -173,8 +173,8 @@ def _settings(data: bytes, where: str) -> Dict[str, Tuple[int, str]]:
     return settings
 
 
-def find(root: Root, layout: str = "auto", port: int = 0) -> Agent:
-    """Return the agent beneath `root`; `port` 0 means SCOM's own.
+def find(root: Root, layout: str = "auto", port: Optional[int] = 0) -> Agent:
+    """Return the agent beneath `root`; `port` 0 means SCOM's own, None whichever it serves, 0 then where it serves none.
 
     Raises AgentNotReady, saying what was seen, if there is none, or two, or its configuration is not fit for SCOM.
     """
@@ -188,7 +188,7 @@ def find(root: Root, layout: str = "auto", port: int = 0) -> Agent:
         wanted = "agent" if layout == "auto" else f"agent of layout {layout}"
         raise AgentNotReady(f"no {wanted} was found: {_seen(root)}", "install the SCOM agent, then run again")
     chosen = live[0] if layout == "auto" else layout
-    return _pegasus(port or SCOM_PORT) if chosen == "pegasus" else _omi(root, chosen, port or SCOM_PORT)
+    return _pegasus(port or SCOM_PORT) if chosen == "pegasus" else _omi(root, chosen, SCOM_PORT if port == 0 else port)
 
 
 def _is_file(root: Root, path: str) -> bool:
@@ -212,7 +212,7 @@ def _seen(root: Root) -> str:
     return "; ".join(f"{path} is {'there' if _is_file(root, path) else 'missing'}" for path in looked)
 
 
-def _omi(root: Root, name: str, port: int) -> Agent:
+def _omi(root: Root, name: str, port: Optional[int]) -> Agent:
     known = _LAYOUTS[name]
     # Who may write this file chooses which names root replaces, so it must be root's.
     settings = _settings(root.read(known.conf, MAX_CONF_BYTES, trusted=True), known.conf)
@@ -225,7 +225,9 @@ def _omi(root: Root, name: str, port: int) -> Agent:
         return given if given.startswith("/") else f"{known.state}/run/{given}"  # where the server's chdir() went
 
     ports = _ports(value("httpsport", "5986")) or ()
-    if port not in ports:
+    if port is None:
+        port = next(iter(ports), 0)
+    elif port not in ports:
         listed = ", ".join(map(str, ports)) or "no port"
         hint = (
             f"add it: /opt/omi/bin/omiconfigeditor httpsport -a {port} < {known.conf} > new, put new in its place and run "

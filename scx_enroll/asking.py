@@ -61,7 +61,7 @@ def _unwanted(case: Case) -> str:
     if request.ca not in case.policy.cas:
         return "that CA is not configured any more"
     if request.spki not in (case.seen.key, case.seen.staged):
-        return "the agent has another key now"
+        return "the key that it asks for is not here any more"
     if request.spki == case.seen.key and case.seen.foreign_key:
         return case.seen.foreign_key
     if request.names and case.seen.names and request.names != case.seen.names:

@@ -41,9 +41,11 @@ def begun(root: Root, options: Options, tools: Tools, work: Callable[[Site], T],
     """Take the lock, see whose state it is, finish or undo what a killed run left, even where no configuration is read; then `work`."""
     with locked(root, options, tools) as site:
         for done in sealing.settle(site, options.config, seals=seals):
-            tools.acted(done)
             if done.action == "set_aside":
-                drift.record(site, "cloned", done.reason, tools.noticed, done="its state was set aside")
+                tools.noticed(site.store.journal.changes[-1])
+            tools.acted(done)
+            for note in sealing.named_in_full(site, options.config) if done.action == "set_aside" else ():
+                tools.noted(note)
         activate.settle_command(site)
         step = plan.interrupted(site.store.journal)
         if step:

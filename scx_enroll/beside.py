@@ -20,7 +20,7 @@ COPY = re.compile(r"scx-enroll-([0-9a-f]{16})-([0-9]{1,9})\.pem")
 BAKED_IN = ".scx-enroll-baked-in"  # a dotfile: the agent's packages remove all else in that folder
 KEPT_BAKED_IN = 64  # keys; an image made of an image of an image has three
 _BAKED_IN_HEAD = "# SHA-256 of public keys (DER) that came with an image: no host may use one. See man scx-enroll, seal.\n"
-_OF_THE_AGENT = re.compile(r"(omi|scx)-host-.+\.pem|.+\.pem_(temp|backup)")  # what its tool made, and what its scripts put by
+OF_THE_AGENT = re.compile(r"(omi|scx)-host-.+\.pem|.+\.pem_(temp|backup)")  # what its tool made, and what its scripts put by
 ASIDE = "_temp"  # what a package script of the agent's puts behind the names that it moves aside
 _ON_ITS_WAY = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")
 PAIR_LINK = "scx-enroll-pair"  # both names go through it while a key is changed, to one of the folders
@@ -106,7 +106,7 @@ class Beside:
             self.remove_pairs(path)
             self.sweep(path, ())
             with self.folder(path) as (folder, _):
-                for name in filter(_OF_THE_AGENT.fullmatch, os.listdir(folder)):
+                for name in filter(OF_THE_AGENT.fullmatch, os.listdir(folder)):
                     os.unlink(name, dir_fd=folder)
                 os.fsync(folder)
 

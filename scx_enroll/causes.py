@@ -80,6 +80,8 @@ def _moved_aside(one: Compared) -> str:
 
 
 def _restored(one: Compared) -> str:
+    if one.journal.known is None and any(change.cause == "cloned" for change in one.journal.changes):
+        return ""  # the records are where the state was set aside to
     copy = one.place.generation
     if copy and copy not in one.now.generations and not _same(one.was.place, one.place):
         return f"generation {copy} is installed, which our records do not know: they come from a backup, or were lost"

@@ -49,13 +49,6 @@ def unwritten(site: Site, config: Config, view: View) -> Tuple[j.Change, ...]:
     return tuple(j.Change(site.clock(), cause, what, waits="nothing yet: no run has seen it") for cause, what in found)
 
 
-def record(site: Site, cause: str, what: str, told: Callable[[j.Change], None], *, done: str) -> None:
-    """Write down a change that was found elsewhere, and what was done about it."""
-    change = j.Change(site.clock(), cause, what, (done,))
-    site.store.update(changes=(*site.store.journal.changes, change)[-causes.KEPT_CHANGES:])
-    told(change)
-
-
 def conclude(site: Site, config: Config, view: View, acts: Sequence[Step], step: Step, *, hasty: bool) -> None:
     """Write down what this run did about what was open, and what is there now."""
     changes = causes.settled(site.store.journal.changes, acts, causes.waits(step))

@@ -386,6 +386,7 @@ def hold(root: Root, options: Options, tools: Tools, reason: str, until: int = 0
 
 def seal(root: Root, options: Options, tools: Tools, work: Callable[[Site], T]) -> T:
     """Do what `sealing` does to an image; no other work is done on a host that is sealed."""
+    sealing.check_image(root)
     return begun(root, options, tools, work, seals=True)
 
 

@@ -28,19 +28,23 @@ TRUCE_HINT = (
 # -- local: serve the best valid certificate that is held -----------------------------------------------------------
 
 
+def _differ(parts: Tuple[str, ...]) -> str:
+    return f"{', '.join(parts)} {'differs' if len(parts) == 1 else 'differ'}"
+
+
 def whose(journal: Journal, seen: Identity) -> Optional[Step]:
     """L0: what to do about a state that is another machine's, or of a host that was sealed; needs no configuration."""
     known, sealed = journal.identity, journal.sealed
     if sealed:
         changed = (*machine.changed(sealed, seen), *machine.appeared(sealed, seen))
         if changed:
-            return Step("L0", "set_aside", f"the image was sealed on another machine: {', '.join(changed)} differ")
+            return Step("L0", "set_aside", f"the image was sealed on another machine: {_differ(changed)}")
         reason = "this host is sealed: nothing is done until another machine has its state"
         return Step("L0", "wait", reason, status=4, hint="make the image of it; to go on with this host itself: scx-enroll seal --undo")
     changed = machine.changed(known, seen) if known else ()
     if len(changed) < MANY:
         return None
-    return Step("L0", "set_aside", f"the state is another machine's: {', '.join(changed)} differ")
+    return Step("L0", "set_aside", f"the state is another machine's: {_differ(changed)}")
 
 
 def _another_machine(case: Case) -> Optional[Step]:

@@ -57,7 +57,8 @@ class Entry:
 class Notes:
     """What a run has looked at, by paths of this host: all that its decision can rest on, since nobody else opens files.
 
-    The words are those of `idle`. `looked`: what stood there, None where two looks saw different things; `changed_ns`: when
+    The words are those of `idle`. `looked`: what stood there, None where two looks saw different things or where more than they
+    see counts; `changed_ns`: when
     that, or the names in a folder that was read, changed last; `unlocked`: files whose locks were looked at; `ended`: processes
     that files name and that were gone; `units`: services and the states that systemd gave; `said`: what
     files of the kernel's held.
@@ -91,6 +92,7 @@ class _Place:
     parent: int
     name: str
     entry: Entry
+    way: Tuple[str, ...]  # the folders in which a name was looked for
 
 
 @contextmanager
@@ -223,9 +225,10 @@ class Root:
 
     def _steps(self, path: str, folders: _Folders, *, follow: bool) -> Tuple[_Place, Set[int]]:
         """Take every step; return where they led and who made the links on the way."""
-        todo, hops, makers = _parts(path), 0, set()
+        todo, hops, makers, way = _parts(path), 0, set(), []
         while todo:
             name = todo.pop()
+            way.append(folders.path())
             try:
                 if name in (".", ".."):
                     folders.leave(1 if name == ".." else 0)
@@ -241,13 +244,13 @@ class Root:
                 elif todo:
                     folders.enter(name)
                 else:
-                    return _Place(folders.fd, name, entry), makers
+                    return _Place(folders.fd, name, entry, tuple(way)), makers
             except (FileNotFoundError, NotADirectoryError) as missing:
                 absent = Entry(folders.path(name, *reversed(todo)), "absent")
                 if isinstance(missing, FileNotFoundError):  # what is no folder was noted when it was looked at
                     self.notes.look(self._outside(folders.path(name)), None)
-                return _Place(folders.fd, name, absent), makers
-        return _Place(folders.fd, ".", self._look(folders.path(), folders.fd, ".")), makers
+                return _Place(folders.fd, name, absent, tuple(way)), makers
+        return _Place(folders.fd, ".", self._look(folders.path(), folders.fd, "."), tuple(way)), makers
 
     def entry(self, path: str) -> Entry:
         """Return what stands at `path`: its parents are followed inside the root, the last name is not."""
@@ -258,6 +261,11 @@ class Root:
         """Return what `path` leads to inside the root; "absent" if it dangles. Raises HostError for a loop."""
         with self._walk(path, follow=True) as place:
             return place.entry
+
+    def way(self, path: str) -> Tuple[str, ...]:
+        """Return every folder that somebody goes through to get to a file, those of each link on the way included."""
+        with self._walk(path, follow=True) as place:
+            return tuple(dict.fromkeys(place.way))
 
     def host_path(self, path: str) -> str:
         """Return the path outside the root, all links resolved inside it: for messages and for starting programs."""
@@ -330,8 +338,9 @@ class Root:
             os.close(fd)
 
     def has_acl(self, path: str) -> bool:
-        """Say whether an access control list may allow more than the mode of `path` tells."""
+        """Say whether an access control list may allow more than the mode of `path` tells; no premise tells when that changes."""
         with self._walk(path, follow=True) as place, suppress(OSError):  # none, or a file system without them
+            self.notes.looked[self._outside(place.entry.path)] = None
             name = f"/proc/self/fd/{place.parent}/{place.name}"
             return bool(os.getxattr(name, "system.posix_acl_access", follow_symlinks=False))
         return False

@@ -359,7 +359,7 @@ def test_a_poll_is_due():
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [(dict(ca="gone"), "not configured any more"), (dict(spki="other"), "another key"), (dict(since=NOW - 30 * DAY_S), "30 days")],
+    [(dict(ca="gone"), "not configured any more"), (dict(spki="other"), "the key that it asks for is not here"), (dict(since=NOW - 30 * DAY_S), "30 days")],
 )
 def test_a_pending_request_that_ends_by_itself(change, why):
     """C1: its CA left, its key is gone, or it is too old; the ID is in the log, so that it can be withdrawn."""

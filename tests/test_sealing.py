@@ -203,11 +203,66 @@ def test_keys_of_an_earlier_image_stay_listed_when_a_seal_is_undone(scene: Scene
 def test_an_image_without_agent_and_configuration_is_sealed(scene: Scene) -> None:
     """Both may come at first boot; what is there of neither must not be asked for."""
     shutil.rmtree(scene.host.path("/opt"))
+    shutil.rmtree(scene.host.path("/etc/opt"))
     (scene.etc / "scx-enroll.conf").write_text("[nonsense\n")
     assert seal(scene) == sealing.Seal("", "", "", j.Request())
     assert scene.run(live=False).message.startswith("this host is sealed"), "before the configuration is read"
     (scene.etc / "scx-enroll.conf").unlink()
     assert unseal(scene)
+
+
+@pytest.mark.parametrize("delete_key", [False, True])
+@pytest.mark.parametrize("how", ["two agents", "no agent", "a typing error"])
+def test_a_key_that_can_not_be_told_whose_it_is_is_in_no_sealed_image(scene: Scene, how: str, delete_key: bool) -> None:
+    """A seal that overlooks a key says that there is none, and each clone uses it."""
+    if how == "no agent":
+        shutil.rmtree(scene.host.path("/opt"))
+    else:
+        put(scene, "opt/microsoft/scx/bin/omiserver", "")
+        put(scene, "etc/opt/microsoft/scx/conf/omiserver.conf", "httpsport=1270\n")
+    if how == "a typing error":
+        (scene.etc / "scx-enroll.conf").write_text("[agnet]\nlayout = omi\n")
+    before = everything(scene)
+    reason = {"two agents": "two agents are installed", "no agent": "no agent was found", "a typing error": "agnet"}[how]
+    with pytest.raises(enroll.EnrollError, match=reason) as caught:
+        seal(scene, delete_key=delete_key)
+    assert scene.host.key in caught.value.message
+    assert everything(scene) == before
+
+
+@pytest.mark.parametrize("delete_key", [False, True])
+def test_an_agent_that_scom_can_not_reach_yet_is_sealed(scene: Scene, delete_key: bool) -> None:
+    """An image before --enable-opsmgr has a key as any other."""
+    path = Path(scene.host.path(scene.host.conf))
+    path.write_text("httpsport=0\nhttpport=0\n")
+    key = spki(scene)
+    sealed = seal(scene, delete_key=delete_key, live=True)
+    assert (sealed.key, sealed.deleted) == (("", scene.host.key) if delete_key else (key, ""))
+    assert listed(scene) == ([] if delete_key else [key])
+    assert Path(scene.host.path(scene.host.key)).exists() != delete_key
+
+
+def test_a_folder_that_is_no_image_is_not_sealed(scene: Scene, tmp_path: Path) -> None:
+    """A wrong --root would be told that all is well, and the image goes out with its key."""
+    (tmp_path / "empty").mkdir()
+    ended = scene.command("seal", "--root", str(tmp_path / "empty"))
+    assert (ended.returncode, "is no image" in ended.stderr, os.listdir(tmp_path / "empty")) == (2, True, [])
+
+
+@pytest.mark.parametrize("how", ["sealed", "key deleted", "undone", "nobody sealed"])
+def test_a_hold_outlives_the_image(scene: Scene, how: str) -> None:
+    """It is an operator's word, and only an operator ends it: no clone asks a CA for anything meanwhile."""
+    scene.run(live=False)
+    enroll.hold(scene.root(live=False), enroll.Options(), scene.tools(), "change freeze", 2_000_000_000)
+    if how != "nobody sealed":
+        sealed = seal(scene, delete_key=how == "key deleted")
+        assert "each clone will be held: change freeze" in sealing.told(sealed)
+    if how == "undone":
+        unseal(scene)
+    other = clone(scene, 0 if how == "undone" else 1)
+    ended = other.run(live=False)
+    assert (ended.message, ended.rows) == ("held: change freeze", () if how == "undone" else ("L0",)), ended
+    assert (journal(other).hold, journal(other).hold_until) == ("change freeze", 2_000_000_000)
 
 
 def test_a_request_that_a_sealed_host_leaves_is_named(scene: Scene, ca: LabCA) -> None:
@@ -308,6 +363,34 @@ def test_a_key_that_others_may_use_is_not_deleted(scene: Scene) -> None:
     assert everything(scene) == before
 
 
+@pytest.mark.parametrize("name", ["omi.pem_backup", "omikey.pem_temp"])
+def test_a_folder_among_what_would_be_deleted(scene: Scene, name: str) -> None:
+    """A key may lie in it; what is refused must be refused before anything is gone."""
+    scene.run(live=False)
+    Path(scene.host.path(scene.host.key)).with_name(name).mkdir()
+    before = everything(scene)
+    with pytest.raises(enroll.AgentNotReady, match=rf"{name} is a folder"):
+        seal(scene, delete_key=True)
+    assert everything(scene) == before
+
+
+def test_a_new_key_that_waits_is_not_in_the_image(scene: Scene, ca: LabCA) -> None:
+    """Its request is named, since somebody must withdraw it; afterwards the host says what became of the key."""
+    scene.run(live=False)
+    ca.switches.mode = "pending"
+    try:
+        assert scene.run(live=False, renew=True, rekey=True).status == 7
+        told = sealing.told(seal(scene))
+        assert f"request ID {journal(scene).request.id}" in told
+        assert "the new key that it is for is not kept" in told
+        unseal(scene)
+        acts: List[Any] = []
+        scene.run(live=False, parts={"acted": acts.append})
+    finally:
+        ca.switches.mode = "issue"
+    assert next(act.reason for act in acts if act.action == "abandon").endswith("the key that it asks for is not here any more")
+
+
 # -- clones -------------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +413,37 @@ def test_the_state_of_another_machine_is_set_aside_and_its_key_is_not_used(scene
     assert (journal(other).sealed, other.state.joinpath("budget.json").read_bytes()[:20]) == (None, budget[:20])
     assert spki(scene) not in {held.id for held in ended.result.view.seen.held} if ended.result else True
     assert scene.remembered() == state
+
+
+def test_a_clone_is_told_once(scene: Scene) -> None:
+    """One cause, one sentence, and where the rest is; the records that it lacks are not lost, but another machine's."""
+    scene.run(live=False)
+    other = clone(scene, 1, name=False)
+    told: List[Any] = []
+    note = lambda kind: lambda what: told.append((kind, what if isinstance(what, str) else getattr(what, "what", "") or what.reason))  # noqa: E731 - one line
+    other.run(live=False, parts={"noticed": note("cause"), "acted": note("act"), "noted": note("note")})
+    assert [what for kind, what in told if kind == "cause"] == ["the state is another machine's: machine-id, product UUID differ"]
+    assert [change.cause for change in journal(other).changes] == ["cloned"]
+    assert told[1] == ("act", "what was known here is in /var/lib/scx-enroll/foreign/1 now")
+    assert not [what for kind, what in told if kind == "note"], "each clone has a name of its own"
+
+
+def test_one_part_differs(scene: Scene) -> None:
+    """Grammar."""
+    seal(scene)
+    become(scene, 1, machine_id=False, uuid=False)
+    ended = scene.run(live=False)
+    assert journal(scene).changes[0].what == "the image was sealed on another machine: host name differs", ended
+
+
+def test_a_clone_whose_name_is_written_out_is_told_so(scene: Scene) -> None:
+    """It would get a certificate for the name of the original."""
+    scene.configure(name="host1.lab.test")
+    scene.run(live=False)
+    other, notes = clone(scene, 1), []  # type: ignore[var-annotated]  # of str
+    for _ in range(2):
+        other.run(live=False, parts={"noted": notes.append})
+    assert [note.partition(": ")[0] for note in notes] == ["name = host1.lab.test is written out in [host]"]
 
 
 @pytest.mark.parametrize("how", ["sealed", "nobody sealed", "the state is not in the image"])
