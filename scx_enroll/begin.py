@@ -4,7 +4,7 @@ import os
 from contextlib import contextmanager
 from typing import Callable, Iterator, TypeVar
 
-from scx_enroll import activate, drift, plan, sealing, transaction
+from scx_enroll import activate, plan, sealing, transaction
 from scx_enroll import config as configs
 from scx_enroll.activate import Site
 from scx_enroll.config import Config

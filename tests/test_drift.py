@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import pytest
 
@@ -16,12 +16,12 @@ from scx_enroll.job import Options
 from scx_enroll.journal import DAY_S, HOUR_S, Change
 from scx_enroll.pace import needs_a_person
 from scx_enroll.store import Store
+from tests.lab import packagescripts
 from tests.lab.agent import LabHost, fingerprint
 from tests.lab.authority import to_pem
 from tests.lab.ca import LabCA
 from tests.scene import Outcome, Scene
 
-pytestmark = pytest.mark.slow
 ROOT = os.geteuid() == 0
 
 
@@ -133,6 +133,39 @@ DRIFTS = {
 }
 
 
+def move_aside(scene: Scene) -> None:
+    """Leave the pair where a package script left it that failed half-way."""
+    for path in (scene.host.certificate, scene.host.key):
+        os.rename(scene.host.path(path), scene.host.path(f"{path}_temp"))
+
+
+def serve_older(scene: Scene) -> None:
+    """Renew, and have the agent serve the generation before again, with the newer one on the disk."""
+    older = copy(scene).read_bytes()
+    assert scene.run(renew=True).status == 0
+    newer = copy(scene).read_bytes()
+    scene.host.write_through(scene.host.certificate, older)
+    scene.host.restart()
+    scene.host.write_through(scene.host.certificate, newer)
+
+
+def configure_agent(scene: Scene) -> None:
+    """Edit omiserver.conf."""
+    path = Path(scene.host.path(scene.host.conf))
+    path.write_text(path.read_text() + "loglevel=INFO\n")
+
+
+MADE_ANEW = {  # what touches more than our names, or is mended with more than that
+    "moved aside": Drift(move_aside, "moved-aside", "moved the agent's pair aside (*_temp)", "moved back", ("L5",)),
+    "agent configured": Drift(configure_agent, "configuration", "omiserver.conf", "nothing had to be done", ()),
+    "an older one served": Drift(serve_older, "served-older", "the older generation", "restarted", ("L8",), 3, 1),
+    "key deleted": Drift(
+        lambda s: os.unlink(s.host.path(s.host.key)), "deleted", "the agent's key was deleted", "a key made, asked the CA, reinstalled",
+        ("L5", "C4", "L7"), 1, 1,
+    ),
+}
+
+
 def untouched(scene: Scene) -> Dict[str, Any]:
     """All in the agent's folders that is neither the name it reads, nor a copy of ours, nor the marker."""
     ours = (scene.host.certificate, "/etc/opt/omi/ssl/.omi_cert_marker")
@@ -140,9 +173,11 @@ def untouched(scene: Scene) -> Dict[str, Any]:
     return {path: entry for path, entry in found.items() if path not in ours and "/scx-enroll-" not in path}
 
 
-def test_each_drift_is_told_by_its_cause_and_healed_with_the_least(scene: Scene, ca: LabCA) -> None:
+@pytest.mark.parametrize("drifts", [("link moved back", "copy deleted", "configuration"), pytest.param(DRIFTS, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_each_drift_is_told_by_its_cause_and_healed_with_the_least(scene: Scene, ca: LabCA, drifts: Sequence[str]) -> None:
     """One host lives through all of them, some hours apart: log, journal, acts, restarts, requests, and everything else as it was."""
-    for drift, (disturb, cause, what, deeds, rows, restarts, posts) in DRIFTS.items():
+    for drift in drifts:
+        disturb, cause, what, deeds, rows, restarts, posts = DRIFTS[drift]
         later(scene, 7 * HOUR_S)  # six restarts a day
         disturb(scene)
         before, restarted, sent, known = untouched(scene), scene.host.restarts, ca.count_post, len(kept(scene))
@@ -163,6 +198,55 @@ def test_each_drift_is_told_by_its_cause_and_healed_with_the_least(scene: Scene,
         assert len(list(name(scene).parent.glob("scx-enroll-*"))) == 1, drift
 
 
+@pytest.mark.slow
+def test_what_touches_more_than_our_names(scene: Scene, ca: LabCA) -> None:
+    """The pair moved aside, an older generation served, a key that is gone: the right cause, since the hint goes by it, and one remedy."""
+    for drift, (disturb, cause, what, deeds, rows, restarts, posts) in MADE_ANEW.items():
+        later(scene, 7 * HOUR_S)
+        restarted, sent = scene.host.restarts, ca.count_post
+        disturb(scene)
+        ended, told = look(scene)
+        assert (ended.status, ended.rows) == (0, rows), (drift, ended)
+        assert [change.cause for change in told] == [cause], (drift, told)
+        assert what in told[0].what, (drift, told)
+        assert ended.result is not None
+        assert done(ended.result.journal.changes[-1]) == deeds, drift
+        assert (scene.host.restarts - restarted, ca.count_post - sent) == (restarts, posts), drift
+        assert scene.is_enrolled(), drift
+        assert look(scene)[1] == [], drift
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ROOT, reason="without root the agent's account is ours, and may enter everything")
+def test_a_folder_that_the_agent_can_not_enter(scene: Scene, ca: LabCA) -> None:
+    """Named with the command that helps; the agent, which still serves, is left alone."""
+    folder = name(scene).parent
+    folder.chmod(0o750)
+    before = scene.host.snapshot()
+    ended, told = look(scene)
+    assert [(change.cause, change.what) for change in told] == [("permissions", "the agent's account can't get at /etc/opt/omi/ssl any more")]
+    assert (ended.status, ended.hint) == (4, "chmod a+x /etc/opt/omi/ssl")
+    assert (scene.host.snapshot(), ca.count_post) == (before, 1)
+    folder.chmod(0o755)
+    ended, told = look(scene)
+    assert (ended.status, told) == (0, [])
+
+
+@pytest.mark.slow
+def test_an_agent_that_its_packages_purge(scene: Scene, ca: LabCA) -> None:
+    """Nothing is left of it: told, and nothing asked for; the one that is installed later gets a certificate for its own key."""
+    packagescripts.purge(scene.host)
+    ended, told = look(scene)
+    assert (ended.status, [change.cause for change in told], ca.count_post) == (4, ["agent-removed"], 1)
+    assert look(scene)[1] == []
+    packagescripts.fresh_install(scene.host, kind="ec:secp256r1")
+    ended, told = look(scene)
+    assert (ended.status, [change.cause for change in told]) == (0, ["key-regenerated", "agent-reinstalled"])
+    assert ca.count_post == 2
+    assert scene.is_enrolled()
+
+
+@pytest.mark.slow
 def test_status_log_and_json_tell_it_alike(scene: Scene) -> None:
     """A person who comes later reads what the timer's run has told the log."""
     scene.host.move_link_back()
@@ -187,6 +271,7 @@ def test_a_look_writes_nothing_down(scene: Scene) -> None:
     assert [change.cause for change in look(scene)[1]] == ["link-moved"]
 
 
+@pytest.mark.slow
 def test_a_held_host_tells_and_waits(scene: Scene) -> None:
     """Nothing is done while held; what was open is healed, and told so, after release."""
     enroll.hold(scene.root(), enroll.Options(), scene.tools(), "freeze")
@@ -202,6 +287,7 @@ def test_a_held_host_tells_and_waits(scene: Scene) -> None:
     assert ended.result and done(ended.result.journal.changes[-1]) == "relinked"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ROOT, reason="without root the agent's account is ours, and may read everything")
 def test_a_key_that_the_agent_can_not_read_asks_no_ca(scene: Scene, ca: LabCA) -> None:
     """The agent would die at its next start, and a new certificate with it: named, with the command; nothing is done."""
@@ -221,6 +307,7 @@ def test_a_key_that_the_agent_can_not_read_asks_no_ca(scene: Scene, ca: LabCA) -
     assert ended.result and done(ended.result.journal.changes[-1]) == "nothing had to be done"
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_gone_and_one_that_comes_back(scene: Scene) -> None:
     """Purged by a package script: told, status 4, nothing asked for; a new one is told as well."""
     path = Path(scene.host.path("/opt/omi/bin/omiserver"))
@@ -233,6 +320,7 @@ def test_an_agent_that_is_gone_and_one_that_comes_back(scene: Scene) -> None:
     assert (ended.status, [change.cause for change in told]) == (0, ["agent-reinstalled"])
 
 
+@pytest.mark.slow
 def test_a_state_from_a_backup_keeps_the_certificate_in_service(scene: Scene, ca: LabCA, tmp_path: Path) -> None:
     """The state of last week knows neither what is installed nor what was done: adopted, and the CA is not asked."""
     shutil.copytree(scene.state, tmp_path / "backup")
@@ -247,6 +335,7 @@ def test_a_state_from_a_backup_keeps_the_certificate_in_service(scene: Scene, ca
     assert scene.served == served == scene.installed
 
 
+@pytest.mark.slow
 def test_a_clock_that_went_back_is_told_once(scene: Scene) -> None:
     """Nothing is done about it; certificates and budgets go on as their own rules say."""
     scene.offset_s = -3 * HOUR_S
@@ -256,6 +345,7 @@ def test_a_clock_that_went_back_is_told_once(scene: Scene) -> None:
     assert look(scene)[1] == []
 
 
+@pytest.mark.slow
 def test_what_others_have_half_done_has_no_cause_yet(scene: Scene) -> None:
     """Within `settle` a package may have deleted what it is about to write: nothing is told before its files are quiet."""
     scene.configure(settle="10m")
@@ -278,6 +368,7 @@ def in_truce(scene: Scene) -> None:
     assert ended.message.startswith("truce: ")
 
 
+@pytest.mark.slow
 def test_a_truce_does_not_keep_an_agent_down(scene: Scene) -> None:
     """Who made the agent unable to start has made the truce pointless; only the restart budget bounds the cure."""
     ours = scene.served
@@ -290,6 +381,7 @@ def test_a_truce_does_not_keep_an_agent_down(scene: Scene) -> None:
     assert scene.served == ours
 
 
+@pytest.mark.slow
 def test_a_person_ends_a_truce(scene: Scene) -> None:
     """`release`, once the other one was stopped; and until then each unattended run fails, since no time mends it."""
     ours = scene.served
@@ -303,6 +395,7 @@ def test_a_person_ends_a_truce(scene: Scene) -> None:
     assert scene.served == ours
 
 
+@pytest.mark.slow
 def test_status_tells_what_no_run_has_seen_yet(scene: Scene) -> None:
     """One looks just after something happened; the look itself writes nothing down."""
     scene.host.scom_sign()
@@ -313,6 +406,7 @@ def test_status_tells_what_no_run_has_seen_yet(scene: Scene) -> None:
     assert scene.remembered() == before
 
 
+@pytest.mark.slow
 def test_another_pair_is_configured_and_nobody_replaced_anything(scene: Scene) -> None:
     """`pemfile` and `keyfile` lead to another pair, and back: a configuration, no rewrite and no fight."""
     host = scene.host
@@ -330,6 +424,7 @@ def test_another_pair_is_configured_and_nobody_replaced_anything(scene: Scene) -
     assert ended.result and ended.result.journal.fights == ()
 
 
+@pytest.mark.slow
 def test_a_rollback_to_what_is_there_says_so(scene: Scene) -> None:
     """Else the way forward that a second rollback is would be lost, and the host held for nothing."""
     scene.run(renew=True)
@@ -345,6 +440,7 @@ def test_a_rollback_to_what_is_there_says_so(scene: Scene) -> None:
     assert scene.remembered() == before
 
 
+@pytest.mark.slow
 def test_two_rewrites_within_an_hour_are_a_fight(scene: Scene, ca: LabCA) -> None:
     """SCOM signs again what was just put right: it is left alone for an hour, `--now` or not, and then tried again."""
     later(scene, 2 * HOUR_S)
@@ -385,6 +481,7 @@ def to_original(*arguments: Any) -> Any:
     return enroll.roll_back(*arguments, original=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["omi", "omi-regular"])
 def test_rollback_to_the_original_after_years(tmp_path: Path, ca: LabCA, layout: str) -> None:
     """What stood there before the first installation comes back: kind, bytes, marker; it is served, and held."""
@@ -404,6 +501,7 @@ def test_rollback_to_the_original_after_years(tmp_path: Path, ca: LabCA, layout:
         assert scene.run().message.startswith("held: rolled back by the operator")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("original", [False, True])
 def test_rollback_to_a_certificate_for_a_key_that_is_gone(scene: Scene, original: bool) -> None:
     """It is refused before anything is changed, with what can be done instead."""
@@ -421,6 +519,7 @@ def test_rollback_to_a_certificate_for_a_key_that_is_gone(scene: Scene, original
     assert not json.loads((scene.state / "journal.json").read_bytes())["hold"]
 
 
+@pytest.mark.slow
 def test_a_hold_that_ends_by_itself(scene: Scene) -> None:
     """The change freeze is over, and nobody remembers to release; the timer's run goes on."""
     scene.host.move_link_back()

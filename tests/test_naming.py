@@ -146,6 +146,8 @@ def test_a_renamed_host_is_told_until_its_name_is_accepted(tmp_path: Path, ca: L
             assert ended.result and ended.result.view.found
             assert any("renamed from host1 to new1" in note and "--accept-name" in note for note in ended.result.view.found.notes)
         assert (ca.authority.issued, scene.installed) == (issued, before)
+        changes = [(change.cause, change.what) for change in ended.result.journal.changes]
+        assert changes == [("renamed", "this host calls itself new1, and was host1")], "once"
         accept = enroll.Options(accept_name=True)
         result = enroll.run(scene.root(live=live), accept, scene.tools())
         assert [step.action for step in result.acts] == ["accept_name", "submit", "install"]

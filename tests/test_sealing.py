@@ -348,7 +348,11 @@ def test_a_running_agent_keeps_its_key(scene: Scene) -> None:
     seal(scene, delete_key=True, live=True)
     become(scene, 1)
     ended = scene.run()
-    assert ended.rows[:2] == ("L0", "L5"), ended
+    assert ended.rows == ("L0", "L5", "L9"), ended
+    assert "restart budget" in ended.message, "it is the image's, too"
+    (scene.state / "budget.json").unlink()  # as an hour later
+    assert scene.run().status == 0
+    assert scene.is_enrolled(), "its package's key is made anew, and the agent serves a certificate for that"
 
 
 def test_a_key_that_others_may_use_is_not_deleted(scene: Scene) -> None:
