@@ -17,6 +17,7 @@ import pytest
 from scx_enroll import enroll, idle, premises, request, sealing
 from scx_enroll import journal as j
 from scx_enroll.beside import BAKED_IN
+from scx_enroll.errors import HostError
 from scx_enroll.store import Store
 from tests.lab.agent import LabHost
 from tests.lab.ca import LabCA
@@ -325,7 +326,7 @@ def test_a_deletion_that_is_interrupted_leaves_no_name_that_leads_nowhere(scene:
         patched.setattr(os, "unlink", unlink)
         try:
             seal(scene, delete_key=True)
-        except enroll.HostError:
+        except HostError:
             pass
     name = Path(scene.host.path(scene.host.certificate))
     assert not name.is_symlink() or Path(scene.host.resolve(scene.host.certificate)).exists()
