@@ -526,3 +526,44 @@ def test_the_disk_is_full(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None
     assert (scene.host.snapshot(), scene.served) == (before, served)
     assert scene.run().status == 0
     assert scene.served != served
+
+
+# -- the key stands in the certificate's file ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["one file in the conf", "the key's name is a link to it"])
+def test_certificate_and_key_are_one_file(tmp_path: Path, ca: LabCA, how: str) -> None:
+    """Any change of the name would take the agent's key away: refused before the CA is asked; with the two files of the hint it goes on."""
+    ca.switches.reset()
+    with LabHost(tmp_path / "host", "omi-regular", key="ec:secp256r1") as host:
+        pem, key = Path(host.path(host.certificate)), Path(host.path(host.key))
+        both = pem.read_bytes() + key.read_bytes()
+        for path in (pem, key):
+            path.unlink()
+        pem.write_bytes(both)
+        pem.chmod(0o400)
+        os.chown(pem, *host.account)
+        conf = Path(host.path(host.conf))
+        conf.chmod(0o644)
+        plain = conf.read_text()
+        if how == "one file in the conf":
+            conf.write_text(f"{plain}\npemfile={host.certificate}\nkeyfile={host.certificate}\n")
+        else:
+            key.symlink_to("omi.pem")
+        assert host.start()
+        scene = Scene(host, [ca], settings={"new_key": "ec:secp256r1"})
+        before, served, asked = host.snapshot(), scene.served, scene.posts
+        for wish in ({}, {"renew": True, "rekey": True}):
+            ended = scene.run(**wish)
+            assert (ended.status, ended.rows) == (4, ()), ended
+            assert ended.message.startswith(f"the agent reads its key through the name of its certificate, {host.certificate}")
+        assert (host.snapshot(), scene.served, scene.posts) == (before, served, asked)
+        command = ended.hint.partition(": ")[2].partition(", then ")[0].replace(" /", f" {host.root}/")
+        subprocess.run(command.split(), check=True)
+        if how == "one file in the conf":
+            conf.write_text(f"{plain}\npemfile={host.certificate}\nkeyfile={SSL}/omi-key.pem\n")
+        assert scene.run().status == 0
+        assert scene.is_enrolled()
+        old = scene.served
+        assert scene.run(renew=True, rekey=True).status == 0
+        assert scene.served != old
