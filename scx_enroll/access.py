@@ -6,7 +6,7 @@ from typing import FrozenSet, Optional, Tuple
 
 from scx_enroll import agent as agents
 from scx_enroll.agent import Agent
-from scx_enroll.errors import HostError
+from scx_enroll.errors import AgentNotReady, HostError
 from scx_enroll.rootfs import MAX_LINKS, Root
 
 MAX_GROUP_BYTES = 1 << 20  # a host's own groups; those of a directory stand in no file
@@ -71,18 +71,17 @@ def demand(root: Root, agent: Agent) -> None:
         raise HostError(f"the agent's account {agent.account} can't get at {path}", cure(agent, path))
 
 
-def shared(root: Root, agent: Agent) -> Tuple[str, str]:
-    """Say that the key is read through the certificate's name, which a run gives to a bare certificate, and what to do; else ("", "")."""
+def demand_two(root: Root, agent: Agent) -> None:
+    """Raise AgentNotReady where the key is read through the certificate's name, which a run gives to a bare certificate."""
     certificate, name, hops = root.entry(agent.certificate).path, agent.key, 0
     reason = f"the agent reads its key through the name of its certificate, {agent.certificate}: a new one there would take the key away"
     while hops < MAX_LINKS:
         entry = root.entry(name)
         if entry.path == certificate:
-            own = f"{agent.certificate[:-4] if agent.certificate.endswith('.pem') else agent.certificate}-key.pem"
+            own = f"{agent.certificate.removesuffix('.pem')}-key.pem"
             then = f", then keyfile={own} in {agent.conf}, and {agent.scxadmin} -restart"
             copy = f"cp -p --remove-destination {agent.certificate} {agent.key}" if hops else f"cp -p {agent.certificate} {own}{then}"
-            return reason, f"give the key a file of its own: {copy}"
+            raise AgentNotReady(reason, f"give the key a file of its own: {copy}")
         if entry.kind != "link":
             break
         name, hops = os.path.join(entry.path.rpartition("/")[0] or "/", entry.text), hops + 1
-    return "", ""

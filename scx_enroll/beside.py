@@ -10,10 +10,12 @@ import re
 import secrets
 import stat
 from contextlib import contextmanager, suppress
+from itertools import count
 from typing import Iterator, Optional, Tuple
 
 from scx_enroll import journal as j
 from scx_enroll.durable import TEMPORARY, explained, move, remove_tree, temporary_file, write
+from scx_enroll.errors import HostError
 from scx_enroll.rootfs import Root
 
 COPY = re.compile(r"scx-enroll-([0-9a-f]{16})-([0-9]{1,9})\.pem")
@@ -58,11 +60,15 @@ class Beside:
         """Say whether a killed run left something on its way beside `path`."""
         return any(name.startswith(TEMPORARY) for name in self.root.listdir(path.rpartition("/")[0]))
 
+    def has_pairs(self, path: str) -> bool:
+        """Say whether anything that `remove_pairs` may remove stands beside `path`."""
+        return any(name == PAIR_LINK or PAIR.fullmatch(name) for name in self.root.listdir(path.rpartition("/")[0]))
+
     def free_copy(self, path: str, generation: str) -> str:
         """Return a name for a copy beside `path` that does not exist yet."""
         with self.folder(path) as (folder, _):
-            taken = [int(m[2]) for m in map(COPY.fullmatch, os.listdir(folder)) if m and m[1] == generation]
-        return f"scx-enroll-{generation}-{max(taken, default=0) + 1}.pem"
+            taken = set(os.listdir(folder))
+        return next(name for name in (f"scx-enroll-{generation}-{number}.pem" for number in count(1)) if name not in taken)
 
     def make_copy(self, path: str, name: str, data: bytes, place: j.Place) -> None:
         """Make the copy `name` beside `path`, with the owner and mode of `place`; never over one that exists."""
@@ -156,8 +162,8 @@ class Beside:
     def make_pair(self, path: str, certificate: bytes, key: bytes, owner: Tuple[int, int]) -> str:
         """Make a folder with certificate and key beside `path`, the key for its owner alone; returns its name, which was free."""
         with self.folder(path) as (folder, _):
-            taken = [int(m[1]) for m in map(PAIR.fullmatch, os.listdir(folder)) if m]
-            name, temporary = f"{PAIR_LINK}-{max(taken, default=0) + 1}", TEMPORARY + secrets.token_hex(8)
+            taken, temporary = set(os.listdir(folder)), TEMPORARY + secrets.token_hex(8)
+            name = next(name for name in (f"{PAIR_LINK}-{number}" for number in count(1)) if name not in taken)
             os.mkdir(temporary, 0o700, dir_fd=folder)
             try:
                 with self._inside(folder, temporary) as inner:
@@ -170,25 +176,39 @@ class Beside:
             move(folder, temporary, name)
         return name
 
+    def check_link(self, path: str) -> None:
+        """See that the link beside `path` is one, or absent. Raises HostError for what is somebody else's."""
+        name = f"{path.rpartition('/')[0]}/{PAIR_LINK}"
+        if self.root.entry(name).kind not in ("absent", "link"):
+            raise HostError(f"{name} is in the way of a new key, and not ours", f"see whose it is, and move it away: mv {name} /root/")
+
     def point(self, path: str, pair: str) -> None:
         """Have the link beside `path` lead to that pair, by one rename: where both names go through it, the commit."""
+        self.check_link(path)
         with self.folder(path) as (folder, _):
-            with suppress(FileNotFoundError):
-                if not stat.S_ISLNK(os.stat(PAIR_LINK, dir_fd=folder, follow_symlinks=False).st_mode):
-                    raise OSError(errno.EEXIST, f"{PAIR_LINK} is somebody else's")
             temporary = TEMPORARY + secrets.token_hex(8)
             os.symlink(pair, temporary, dir_fd=folder)
             move(folder, temporary, PAIR_LINK)
 
-    def own(self, path: str, pair: str, owner: Tuple[int, int]) -> None:
-        """Give the key of a pair to its owner again, and its folder to us: packages change what links lead to."""
+    def own(self, path: str, pair: str, owner: Tuple[int, int], data: bytes) -> bool:
+        """Give the key of a pair to its owner again, and its folder to us: packages change what links lead to.
+
+        Says whether it is the key, and stands nowhere else: what somebody put in its place is given to nobody.
+        """
         with self.folder(path) as (folder, _), self._inside(folder, pair) as inner:
-            key = os.open(PAIR_KEY, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inner)
             try:
+                key = os.open(PAIR_KEY, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inner)
+            except OSError:
+                return False
+            try:
+                found = os.fstat(key)
+                if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or os.read(key, len(data) + 1) != data:
+                    return False
                 for fd, ids, mode in ((key, owner, 0o400), (inner, (os.geteuid(), os.getegid()), 0o755)):
                     os.fchown(fd, *ids)
                     os.fchmod(fd, mode)
                     os.fsync(fd)
+                return True
             finally:
                 os.close(key)
 
@@ -199,7 +219,7 @@ class Beside:
                 if stat.S_ISLNK(os.stat(PAIR_LINK, dir_fd=folder, follow_symlinks=False).st_mode):
                     os.unlink(PAIR_LINK, dir_fd=folder)
             for name in filter(PAIR.fullmatch, os.listdir(folder)):
-                with suppress(NotADirectoryError):  # not ours
+                with explained(f"{path.rpartition('/')[0]}/{name}"), suppress(NotADirectoryError):  # not ours
                     remove_tree(folder, name)
             os.fsync(folder)
 

@@ -13,6 +13,7 @@ from typing import Iterator, Optional, Tuple
 from scx_enroll.errors import HostError
 
 TEMPORARY = ".scx-enroll."  # how the names of files on their way begin
+MAX_DEPTH = 8  # of a tree that is removed: ours have half of that
 
 _HINTS = {
     errno.ENOSPC: "free some space on that file system, then run again",
@@ -21,6 +22,7 @@ _HINTS = {
     "systemctl edit scx-enroll.service, with the lines [Service] and ReadWritePaths={folder}",
     errno.EACCES: "run it as root",
     errno.EPERM: "run it as root, and see that the file is not immutable (lsattr)",
+    errno.ELOOP: "see who made it, and move it away",
     errno.EIO: "the disk reported an error: see the kernel's log",
 }
 
@@ -47,7 +49,7 @@ def move(folder: int, temporary: str, name: str) -> None:
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
+            _remove(folder, temporary)
         raise
     os.fsync(folder)
 
@@ -98,21 +100,23 @@ def temporary_file(folder: int, data: bytes, mode: int, owner: Optional[Tuple[in
     return name
 
 
-def remove_tree(folder: int, name: str) -> None:
-    """Remove a folder of ours, with what is in it; absent is fine."""
+def remove_tree(folder: int, name: str, depth: int = MAX_DEPTH) -> None:
+    """Remove a folder of ours, with what is in it; absent is fine. One that goes deeper than any of ours is somebody else's."""
+    if not depth:
+        raise OSError(errno.ELOOP, "it holds folders deeper than any of ours")
     with suppress(FileNotFoundError):
         inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         try:
             for entry in os.listdir(inner):
-                _remove(inner, entry)
+                _remove(inner, entry, depth - 1)
         finally:
             os.close(inner)
         os.rmdir(name, dir_fd=folder)
 
 
-def _remove(folder: int, name: str) -> None:
+def _remove(folder: int, name: str, depth: int = MAX_DEPTH) -> None:
     if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-        remove_tree(folder, name)
+        remove_tree(folder, name, depth)
     else:
         os.unlink(name, dir_fd=folder)
 

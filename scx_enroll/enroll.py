@@ -117,7 +117,7 @@ class Run:
             if step.row not in ("L0", "L1") and self.notice(view):
                 step = self.decide(view)
             if step.action in plan.WAITING:
-                if view.found:
+                if view.found and step.row not in ("L3", "L4"):
                     tidy.clear(self.site.store, view.found.agent, view.found.pair, view.seen)
                 self._note_proof(view)
                 drift.conclude(self.site, self.config, view, acts, step, hasty=self.wish.hasty)
@@ -213,7 +213,11 @@ class Run:
         """The CA table. What would keep a certificate from being installed keeps it from being asked for."""
         if step.action == "submit":
             check_agent(self.site, self.config, view, step)
-        self.wish = self.acquisition.carry_out(step, self.want(view, step), self.wish, lambda: self.decide(self.look()) == step)
+        try:
+            self.wish = self.acquisition.carry_out(step, self.want(view, step), self.wish, lambda: self.decide(self.look()) == step)
+        except EnrollError:
+            tidy.drop_keys(self.site.store, view.seen)  # one that was made for nothing
+            raise
 
 
 ACTS: Mapping[str, Callable[[Run, View, Step], None]] = {

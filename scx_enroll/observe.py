@@ -151,9 +151,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         agent = agents.find(root, config.agent.layout, config.agent.port)
         pair = agents.read_pair(root, agent)
         spki = request.spki_of(request.load_key(pair.key)) if pair.key is not None else ""
-        blocked, hint = access.shared(root, agent)
-        if blocked:
-            raise AgentNotReady(blocked, hint)
+        access.demand_two(root, agent)
     except AgentNotReady as problem:
         return View(Observed(blocked=problem.message, blocked_hint=problem.hint), policy_of(config, ""), None)
     certificates = certificates_of(pair.certificate)

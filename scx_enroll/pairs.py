@@ -9,12 +9,14 @@ nothing is swapped that somebody else has touched.
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Tuple
 
 from scx_enroll import journal as j
 from scx_enroll.beside import PAIR, PAIR_CERTIFICATE, PAIR_KEY, PAIR_LINK
 from scx_enroll.errors import AgentNotReady, HostError
+from scx_enroll.places import reached
 from scx_enroll.rootfs import Root
 from scx_enroll.store import MAX_STATE_BYTES, Store
 
@@ -118,8 +120,9 @@ def switch(store: Store, names: Names, now: Side, then: Side) -> None:
             raise Disturbed(*DISTURBED)
 
     links = _links(root, names)
-    for pair in (here, there):
-        beside.own(names.certificate, pair, names.owner)
+    for pair, side in ((here, now), (there, then)):
+        if not beside.own(names.certificate, pair, names.owner, side.key):
+            raise Disturbed(*DISTURBED)
     if not all(_leads(root, *link) for link in links):
         look()
         beside.point(names.certificate, here)
@@ -135,8 +138,7 @@ def put_key(store: Store, names: Names, place: j.KeyPlace, key: bytes) -> None:
     """Put the key where it belongs, a regular file or the link that was there, whose bytes the agent reads already."""
     root = store.root
     entry = root.entry(names.key)
-    reached = place.text if place.text.startswith("/") else f"{_folder(names.key)}/{place.text}"
-    if place.kind == "link" and same(root, reached, key):
+    if place.kind == "link" and same(root, reached(names.key, place.text), key):
         if entry.text != place.text:
             store.beside.swap(names.key, j.Place(kind="link", text=place.text))
     elif entry.kind != "file" or not same(root, names.key, key):
@@ -153,4 +155,10 @@ def straighten(store: Store, names: Names) -> None:
             place = j.Place(kind="file", uid=found.uid, gid=found.gid, mode=found.mode)
             store.beside.swap(name, place, root.read(name, MAX_STATE_BYTES))
     if not are_through(root, names):  # else it leads to nothing, and that is not ours to decide
+        remove(store, names)
+
+
+def remove(store: Store, names: Names) -> None:
+    """Remove link and folders; one that can't be removed is no reason to leave a change open, and `tidy` tells."""
+    with suppress(HostError):
         store.beside.remove_pairs(names.certificate)

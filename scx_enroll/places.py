@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from typing import Optional, Tuple
 
 from scx_enroll import journal as j
@@ -67,9 +68,9 @@ def signature(pair: Pair) -> str:
     return hashlib.sha256(repr([(e.kind, e.inode, e.ctime_ns) for e in entries]).encode()).hexdigest()
 
 
-def reached(certificate: str, text: str) -> str:
-    """Return the path that a link with this text at the agent's name leads to."""
-    return text if text.startswith("/") else certificate.rpartition("/")[0] + "/" + text
+def reached(name: str, text: str) -> str:
+    """Return the path that a link with this text at that name leads to."""
+    return text if text.startswith("/") else name.rpartition("/")[0] + "/" + text
 
 
 def holds(root: Root, path: str, sha256: str) -> bool:
@@ -93,7 +94,8 @@ def stands(root: Root, certificate: str, place: j.Place) -> bool:
 def data_of(store: Store, place: j.Place) -> Optional[bytes]:
     """Return the bytes of a place from our own records, None where we have none."""
     if place.saved:
-        return store.original(place.saved)
+        with suppress(FileNotFoundError):  # it held the key that was replaced
+            return store.original(place.saved)
     for generation in store.generations():
         if place.generation and generation.id == place.generation:
             return generation.certificate

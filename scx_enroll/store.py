@@ -317,6 +317,14 @@ class Store:
             if gone:
                 os.fsync(folder)
 
+    def drop_originals(self) -> None:
+        """Remove every saved file that holds a private key besides certificates: the agent's key is another one now."""
+        for name in filter(_KEPT.fullmatch, self.root.listdir(f"{STATE}/original")):
+            if b"PRIVATE KEY-----" in self.original(name):
+                with explained(f"{STATE}/original/{name}"), self._folder("original") as folder:
+                    os.unlink(name, dir_fd=folder)
+                    os.fsync(folder)
+
     def save_page(self, skeleton: str, now: int) -> str:
         """Keep the skeleton of a page that was not recognised; returns its path."""
         name = f"{now}.html"

@@ -239,7 +239,7 @@ def _straighten(site: Site, agent: Agent, role: str, *, lost: bool = False) -> N
             pairs.check(site.root, names, side)
         pairs.put_key(site.store, names, replace(key, uid=names.owner[0], gid=names.owner[1]) if role == "target" else key, side.key)
         _put(site, role)
-        site.store.beside.remove_pairs(entry.certificate)
+        pairs.remove(site.store, names)
 
 
 def _known(place: Optional[j.Place]) -> j.Place:
@@ -333,6 +333,8 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
     if hold and before.generation:
         skipped += (_skip(site, before.generation, entry.inputs, "changed", 0, f"generation {before.generation} was {hold}"),)
     site.store.beside.sweep(agent.certificate, (installed.text,))  # before the end is recorded, or a crash would leave copies behind
+    if forward and entry.key_target:
+        site.store.drop_originals()
     site.store.installation(
         event,
         also={

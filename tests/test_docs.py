@@ -273,6 +273,14 @@ def _unsettled(site):
     site.write("conf.d/lab.conf", f"[agent]\nport = {site.host.port}\n[ca]\nauth = basic\nuser = {USER}\n")
 
 
+def _one_file(site):
+    key = site.host.path(site.host.key)
+    with open(key, "rb") as one, open(site.host.resolve(site.host.certificate), "ab") as other:
+        other.write(one.read())
+    os.unlink(key)
+    os.symlink(site.host.certificate, key)
+
+
 def _unjoined(site):
     site.write("conf.d/lab.conf", f"[agent]\nport = {site.host.port}\nsettle = 0s\n")
 
@@ -295,6 +303,7 @@ CAUSES = {
     "the CA certificate of": lambda site: shutil.copy(site.ca.server_trust, site.etc / "ca.pem"),
     "no agent was found": lambda site: os.unlink(site.host.path("/opt/omi/bin/omiserver")),
     "/etc/opt/omi/conf/omiserver.conf": lambda site: site.host.make_file(site.host.conf, "httpsport=0\n"),
+    "the agent reads its key through": _one_file,
     "the agent's files changed": _unsettled,
     "the agent does not answer": lambda site: site.host.kill(),
     "this host is sealed": lambda site: site.run("seal"),

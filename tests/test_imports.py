@@ -49,7 +49,7 @@ RANKS = {
     "ca": (40, "io"),
     "activate": (35, "io"),
     "places": (30, "io"),
-    "pairs": (30, "io"),
+    "pairs": (35, "io"),
     "keys": (40, "io"),
     "tidy": (40, "io"),
     "transaction": (40, "io"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -567,3 +568,131 @@ def test_certificate_and_key_are_one_file(tmp_path: Path, ca: LabCA, how: str) -
         old = scene.served
         assert scene.run(renew=True, rekey=True).status == 0
         assert scene.served != old
+
+
+def test_the_certificates_file_holds_a_key_besides(tmp_path: Path, ca: LabCA) -> None:
+    """What is saved of it is needed for the way back, as it was; once the agent has another key, that secret does not live on."""
+    ca.switches.reset()
+    with LabHost(tmp_path / "host", "omi-regular", key="ec:secp256r1") as host:
+        pem = Path(host.path(host.certificate))
+        both = pem.read_bytes() + host.read(host.key)
+        pem.write_bytes(both)
+        assert host.start()
+        scene = Scene(host, [ca], settings={"new_key": "ec:secp256r1"})
+        assert scene.run().status == 0
+        assert [path.read_bytes() for path in (scene.state / "original").iterdir()] == [both]
+        assert scene.run(renew=True, rekey=True).status == 0
+        assert keys_anywhere(scene) == [host.key]
+        before = host.snapshot()
+        ended = scene.do(functools.partial(enroll.roll_back, original=True))
+        assert (ended.status, host.snapshot()) == (4, before), ended
+        assert scene.run().status == 0
+
+
+# -- nothing is asked for that could not be put in service -----------------------------------------------------------------
+
+
+def test_a_new_key_that_the_configuration_forbids(scene: Scene) -> None:
+    """`new-key` weaker than `minimum-key`: its certificate would be refused, so it is not asked for; every hint leads out."""
+    scene.configure(minimum_key="ec:secp384r1")
+    before, posts = scene.host.snapshot(), scene.posts
+    ended = scene.run(renew=True)
+    assert (ended.status, ended.hint) == (4, "set new-key = ec:secp384r1 in [agent], then: scx-enroll run --rekey")
+    ended = scene.run(renew=True, rekey=True)
+    assert (ended.status, ended.hint) == (3, "set new-key = ec:secp384r1 in [agent]")
+    assert ended.message == "new-key ec:secp256r1 is weaker than minimum-key ec:secp384r1; nothing was asked for"
+    assert (scene.host.snapshot(), scene.posts, keys_anywhere(scene)) == (before, posts, [scene.host.key])
+    scene.configure(new_key="ec:secp384r1")
+    assert scene.run(renew=True, rekey=True).status == 0
+    assert scene.run().status == 0
+
+
+@pytest.mark.parametrize("what", ["a folder", "a file", "the key's folder"])
+def test_something_is_in_the_way_of_a_new_key(scene: Scene, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is seen before a certificate is issued, and named."""
+    name = f"{SSL}/scx-enroll-pair"
+    expected = f"{name} is in the way of a new key, and not ours"
+    if what == "a folder":
+        os.mkdir(scene.host.path(name))
+    elif what == "a file":
+        Path(scene.host.path(name)).touch()
+    else:
+        real, expected = Beside.check_folder, f"can't write {scene.host.key}: Read-only file system"
+
+        def check(self: Beside, path: str) -> None:
+            if path == scene.host.key:
+                raise HostError(expected)
+            real(self, path)
+
+        monkeypatch.setattr(Beside, "check_folder", check)
+    before, posts = scene.host.snapshot(), scene.posts
+    ended = scene.run(renew=True, rekey=True)
+    assert (ended.status, ended.message) == (12, expected)
+    assert ended.hint == (f"see whose it is, and move it away: mv {name} /root/" if name in expected else "")
+    assert (scene.host.snapshot(), scene.posts, keys_anywhere(scene)) == (before, posts, [scene.host.key])
+
+
+def test_a_key_is_made_and_the_ca_can_not_even_be_asked(scene: Scene) -> None:
+    """No password: the key that was made for the request does not stay."""
+    scene.configure(key="new")
+    (scene.etc / "password0").unlink()
+    assert scene.run(renew=True).status == 3
+    assert keys_anywhere(scene) == [scene.host.key]
+
+
+# -- what others and killed runs leave ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["omi", "omi-apart"])
+def test_pairs_of_a_run_that_nobody_remembers(tmp_path: Path, ca: LabCA, layout: str) -> None:
+    """Killed, and its journal lost, or copied to another machine: link, folders and what was on its way hold secrets, and go."""
+    ca.switches.reset()
+    with LabHost(tmp_path / "host", layout, key="ec:secp256r1") as host:
+        host.start()
+        scene = Scene(host, [ca])
+        assert scene.run().status == 0
+        before, keys = host.snapshot(), keys_anywhere(scene)
+        for folder in dict.fromkeys(map(os.path.dirname, (host.path(host.key), host.path(host.certificate)))):
+            Path(folder, ".scx-enroll.0123456789abcdef").write_bytes(host.read(host.key))
+        pair = Path(folder, "scx-enroll-pair-3")
+        pair.mkdir()
+        (pair / "key.pem").write_bytes(host.read(host.key))
+        Path(folder, "scx-enroll-pair").symlink_to("scx-enroll-pair-1")
+        assert scene.run().status == 0
+        assert keys_anywhere(scene) == keys
+        assert host.snapshot() == before
+
+
+@pytest.mark.parametrize("why", ["held", "not quiet"])
+def test_nothing_is_cleared_up_while_others_are_at_work(scene: Scene, why: str) -> None:
+    """Under `hold`, and while somebody changes the agent's files, not even leftovers are touched; afterwards they are."""
+    marker = Path(scene.host.path(f"{SSL}/.omi_cert_marker"))
+    marker.touch()
+    Path(scene.host.path(f"{SSL}/.scx-enroll.0123456789abcdef")).touch()
+    if why == "held":
+        enroll.hold(scene.root(), enroll.Options(), scene.tools(), "by me")
+    else:
+        scene.configure(settle="30m")
+        os.chmod(scene.host.path(scene.host.key), 0o600)
+        os.chmod(scene.host.path(scene.host.key), 0o400)
+    before = scene.host.snapshot()
+    assert scene.run().status == (0 if why == "held" else 4)
+    assert scene.host.snapshot() == before
+    enroll.hold(scene.root(), enroll.Options(), scene.tools(), "")
+    assert scene.run(hasty=True).status == 0
+    assert not marker.exists()
+
+
+def test_a_folder_of_our_name_that_is_too_deep_to_be_ours(scene: Scene) -> None:
+    """The agent's account may make one: the new pair is served and settled all the same, and the folder is named."""
+    deep = scene.host.path(f"{SSL}/scx-enroll-pair-1") + "/a" * 40
+    os.makedirs(deep)
+    served = scene.served
+    ended = scene.run(renew=True, rekey=True)
+    assert (ended.status, ended.hint) == (12, "see who made it, and move it away")
+    assert ended.message.startswith(f"can't write {SSL}/scx-enroll-pair-1: ")
+    assert scene.is_enrolled()
+    assert scene.served != served
+    assert keys_anywhere(scene) == [scene.host.key]
+    shutil.rmtree(scene.host.path(f"{SSL}/scx-enroll-pair-1"))
+    assert (scene.run().status, scene.run().rows) == (0, ())

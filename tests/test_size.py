@@ -20,6 +20,7 @@ TABLES = {"hresult"}  # a table is as long as its subject
 # What systemd does for an installed program, a unit for the agent's tools, a tick, and a look before the next hour: 150.
 # Sign-in: Kerberos with its failures told apart, NTLM, client certificates, keytabs and bindings, and `check`: 850.
 # Another owner of the same files: causes told apart, a new key as one rename, identity and images, strays and start limits, truces: 1,600.
+# Certificate and key in one file, hostile names in the agent's folder, what killed changes of a key leave: 100.
 MAX_LINES = 8550
 
 

@@ -25,6 +25,7 @@ from scx_enroll.store import STATE, STATUS, Generation, Store
 
 PACKAGE = os.path.dirname(os.path.abspath(scx_enroll.__file__))
 NOBODY = 65534
+REAL_RENAME = os.rename
 SSL = "/etc/opt/omi/ssl"
 NAME = f"{SSL}/omi.pem"
 ID = "0123456789abcdef"
@@ -311,15 +312,70 @@ def test_a_copy_never_replaces_a_file(store, tree):
     assert sorted(os.listdir(tree / SSL[1:])) == before
 
 
-def test_a_copy_gets_a_name_that_was_never_taken(store, tree):
-    """Numbers go up past every one that exists, also a dangling link; other generations don't count."""
+def test_a_copy_gets_a_name_that_is_taken(store, tree):
+    """The lowest number that is free, also of a dangling link; so whoever may write here can't use up the numbers."""
     ssl = tree / SSL[1:]
     assert store.beside.free_copy(NAME, ID) == f"scx-enroll-{ID}-1.pem"
-    (ssl / f"scx-enroll-{ID}-9.pem").symlink_to("nowhere")
-    (ssl / f"scx-enroll-{ID}-3.pem").write_bytes(b"")
+    (ssl / f"scx-enroll-{ID}-1.pem").symlink_to("nowhere")
+    (ssl / f"scx-enroll-{ID}-2.pem").write_bytes(b"")
+    (ssl / f"scx-enroll-{ID}-999999999.pem").mkdir()
     (ssl / f"scx-enroll-{'f' * 16}-77.pem").write_bytes(b"")
     (ssl / f"scx-enroll-{ID}-88.pem.bak").write_bytes(b"")
-    assert store.beside.free_copy(NAME, ID) == f"scx-enroll-{ID}-10.pem"
+    assert store.beside.free_copy(NAME, ID) == f"scx-enroll-{ID}-3.pem"
+
+
+def test_a_pair_can_not_be_renamed_to_its_name(store, tree, monkeypatch):
+    """The disk fails at the last step: a folder on its way holds a key, and does not stay."""
+    before = sorted(os.listdir(tree / SSL[1:]))
+
+    def rename(old, new, **at):
+        if new.startswith("scx-enroll-pair-"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        REAL_RENAME(old, new, **at)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(HostError, match="Input/output error"):
+        store.beside.make_pair(NAME, b"leaf\n", b"key\n", (os.geteuid(), os.getegid()))
+    assert sorted(os.listdir(tree / SSL[1:])) == before
+
+
+def test_somebody_uses_up_the_names_of_pairs(store, tree):
+    """The agent's account may write here: the lowest free number is taken, whatever it made."""
+    for name in ("scx-enroll-pair-999999999", "scx-enroll-pair-1"):
+        (tree / SSL[1:] / name).mkdir()
+    assert store.beside.make_pair(NAME, b"leaf\n", b"key\n", (os.geteuid(), os.getegid())) == "scx-enroll-pair-2"
+
+
+@as_root
+@pytest.mark.parametrize("how", ["hard link", "other bytes", "link", "fifo", "gone"])
+def test_a_file_of_root_in_place_of_a_key(store, tree, how):
+    """Whoever owns the folder may put another file under the key's name: it is not given to the agent's account."""
+    secret = tree / "secret"
+    secret.write_bytes(b"key\n" if how == "hard link" else b"other\n")
+    secret.chmod(0o600)
+    pair = store.beside.make_pair(NAME, b"leaf\n", b"key\n", (NOBODY, NOBODY))
+    key = tree / SSL[1:] / pair / "key.pem"
+    assert store.beside.own(NAME, pair, (NOBODY, NOBODY), b"key\n")
+    key.unlink()
+    if how in ("hard link", "other bytes"):
+        (os.link if how == "hard link" else os.rename)(secret, key)
+        secret = key
+    elif how == "link":
+        key.symlink_to(secret)
+    elif how == "fifo":
+        os.mkfifo(key)
+    assert not store.beside.own(NAME, pair, (NOBODY, NOBODY), b"key\n")
+    found = os.stat(secret)
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o600)
+
+
+def test_folders_deeper_than_any_of_ours(store, tree):
+    """A thousand of them in one another must not end in a fault of the program: they are named, and stay."""
+    pair = tree / SSL[1:] / "scx-enroll-pair-1"
+    (pair / ("a/" * 200)).mkdir(parents=True)
+    with pytest.raises(HostError, match="scx-enroll-pair-1: it holds folders deeper"):
+        store.beside.remove_pairs(NAME)
+    assert held_open() < 50
 
 
 def test_the_name_is_absent_for_an_instant(store, tree):
