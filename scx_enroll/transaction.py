@@ -239,6 +239,8 @@ def _straighten(site: Site, agent: Agent, role: str, *, lost: bool = False) -> N
             pairs.check(site.root, names, side)
         pairs.put_key(site.store, names, replace(key, uid=names.owner[0], gid=names.owner[1]) if role == "target" else key, side.key)
         _put(site, role)
+        if role == "target":
+            site.store.drop_originals()
         pairs.remove(site.store, names)
 
 
@@ -288,8 +290,7 @@ def _put(site: Site, role: str) -> bool:
 def _record(site: Site, role: str, place: j.Place) -> None:
     entry = site.store.journal.installation
     if place != _place(entry, role):
-        moved = replace(entry, target=place) if role == "target" else replace(entry, previous=place)
-        site.store.update(installation=moved)
+        site.store.update(installation=replace(entry, **dict[str, Any]({role: place})))
 
 
 def _mark(site: Site, agent: Agent, place: j.Place) -> None:
@@ -333,8 +334,6 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
     if hold and before.generation:
         skipped += (_skip(site, before.generation, entry.inputs, "changed", 0, f"generation {before.generation} was {hold}"),)
     site.store.beside.sweep(agent.certificate, (installed.text,))  # before the end is recorded, or a crash would leave copies behind
-    if forward and entry.key_target:
-        site.store.drop_originals()
     site.store.installation(
         event,
         also={
