@@ -29,7 +29,7 @@ LIMIT_S = 900  # for one command; a cell takes about half a minute when it is ma
 
 PIP = ("-I", "-m", "pip", "--disable-pip-version-check", "-qq")
 PYTEST = ("-I", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", "-m")
-CHOICE = "not slow and not checkout"
+CHOICE = "not slow and not checkout and not lab"
 VERSIONS = (
     "import cryptography, requests, sys, warnings;"
     " print('Python %d.%d.%d' % sys.version_info[:3], 'cryptography', cryptography.__version__, 'requests', requests.__version__)"

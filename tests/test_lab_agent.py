@@ -20,6 +20,8 @@ from tests.lab import selfsigned, standin
 from tests.lab.agent import RUNNABLE, LabHost, fingerprint, served_leaf
 from tests.lab.authority import pkcs7
 
+pytestmark = pytest.mark.lab
+
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EC = "ec:secp256r1"
 

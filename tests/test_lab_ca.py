@@ -29,6 +29,8 @@ from tests.lab.authority import DAY, WRONG, YEAR, Authority, Switches, Template,
 from tests.lab.ca import LabCA
 from tests.lab.switches import ANSWERS, CHARSETS, LANGUAGES, described
 
+pytestmark = pytest.mark.lab
+
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KEY = ec.generate_private_key(ec.SECP256R1())
 

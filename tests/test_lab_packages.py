@@ -11,6 +11,8 @@ from tests.lab import selfsigned
 from tests.lab.agent import LabHost
 from tests.lab.packagescripts import MARKER, OMI_CONF, OMI_KEY, OMI_PEM, OMI_SSL, SCRIPTS, SCX_KEY, SCX_PEM, SCX_SSL
 
+pytestmark = pytest.mark.lab
+
 EC = "ec:secp256r1"
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes owners")
 

@@ -34,6 +34,8 @@ from tests.lab.machine import Image, Machine
 from tests.lab.signin import Acceptor
 from tests.lab.webcerts import ClientCA, WebCertificates
 
+pytestmark = pytest.mark.lab
+
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SPNEGO, KRB5 = "1.3.6.1.5.5.2", "1.2.840.113554.1.2.2"
 NAMES = ("HOST1$", "HTTP/localhost")

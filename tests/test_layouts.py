@@ -17,7 +17,7 @@ from tests.lab.packagescripts import MARKER, OMI_PEM, SCRIPTS, SCX_PEM, bundle_u
 from tests.scene import Scene
 
 EC = "ec:secp256r1"
-QUICKLY = ("omi-regular", "omi-apart", "classic-omi", "both")  # the ones that differ most; "omi" is all other tests' layout
+QUICKLY = ("omi-regular",)  # "omi" is all other tests' layout
 ALIKE = ("omi-ports", "omi-root", "omi-moved")  # in what the packages' scripts see
 # Before each of these the tree is as the call before has left it.
 CHANGES = ("open", "os.rename", "os.remove", "os.link", "os.symlink", "os.chmod", "os.chown", "os.mkdir", "os.rmdir", "os.truncate")
@@ -194,6 +194,7 @@ def kill_at_the_restart(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
             scene.run()
 
 
+@pytest.mark.slow
 def test_an_open_installation_ends_with_a_migration(tmp_path: Path, ca: LabCA, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layout that it belongs to never comes back: it must not be waited for."""
     with LabHost(tmp_path / "host", "classic-omi", key=EC) as host:
@@ -208,6 +209,7 @@ def test_an_open_installation_ends_with_a_migration(tmp_path: Path, ca: LabCA, m
         assert (ca.count_post, host.restarts) == (posts + 1, 0)
 
 
+@pytest.mark.slow
 def test_an_open_installation_ends_where_the_agent_reads_another_pair(
     tmp_path: Path, ca: LabCA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +227,7 @@ def test_an_open_installation_ends_where_the_agent_reads_another_pair(
         assert host.restarts == 1
 
 
+@pytest.mark.slow
 def test_a_refused_certificate_leaves_a_fresh_agent_as_it_was(tmp_path: Path, ca: LabCA) -> None:
     """The marker, too: without it the next upgrade of scx would keep the pair that OMI made."""
     with LabHost(tmp_path / "host", "omi-regular", key=EC) as host:
@@ -261,6 +264,7 @@ def outcome(kept: Path, folder: Path, script: str) -> bool:
     return works
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["classic-omi", "pegasus"])
 def test_a_migration_takes_our_certificate_along(tmp_path: Path, ca: LabCA, layout: str) -> None:
     """The classic name is moved, as a link, into OMI's folder: it leads to our copy from there, too, and nobody has to do anything."""

@@ -326,6 +326,7 @@ def test_a_package_script_runs_between_any_two_steps_of_a_new_key(tmp_path: Path
 # -- what asks for a new key ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_new_key_with_each_certificate(tmp_path: Path, ca: LabCA) -> None:
     """`key = new`: the first certificate and each renewal are for a key made here; RSA 3072 where nothing else is said."""
     ca.switches.reset()
@@ -471,6 +472,7 @@ def test_a_stopped_agent_gets_its_new_pair_and_stays_stopped(scene: Scene) -> No
     assert scene.is_enrolled()
 
 
+@pytest.mark.slow
 def test_key_and_certificate_stand_in_different_folders(tmp_path: Path, ca: LabCA) -> None:
     """`pemfile` and `keyfile` lead elsewhere: the key's name leads through the same link for the length of the change."""
     ca.switches.reset()

@@ -451,6 +451,7 @@ def test_a_clone_whose_name_is_written_out_is_told_so(scene: Scene) -> None:
     assert [note.partition(": ")[0] for note in notes] == ["name = host1.lab.test is written out in [host]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["sealed", "nobody sealed", "the state is not in the image"])
 def test_three_clones_end_with_three_keys_and_three_certificates(scene: Scene, ca: LabCA, how: str) -> None:
     """And with that of the original, which notices nothing, four."""
@@ -658,6 +659,7 @@ def test_neither_machine_id_nor_uuid_stand_in_the_state(scene: Scene) -> None:
         assert not any(text.encode() in data or text.replace("-", "").encode() in data for data in scene.remembered().values())
 
 
+@pytest.mark.slow
 def test_two_states_aside_lie_beside_each_other(scene: Scene) -> None:
     """A clone of a clone has what was set aside twice, and all the keys."""
     scene.run(live=False)
