@@ -141,7 +141,7 @@ def put_key(store: Store, names: Names, place: j.KeyPlace, key: bytes) -> None:
     if place.kind == "link" and same(root, reached(names.key, place.text), key):
         if entry.text != place.text:
             store.beside.swap(names.key, j.Place(kind="link", text=place.text))
-    elif entry.kind != "file" or not same(root, names.key, key):
+    elif (entry.kind, entry.uid, entry.gid) != ("file", place.uid, place.gid) or not same(root, names.key, key):
         file = j.Place(kind="file", uid=place.uid, gid=place.gid, mode=place.mode)
         store.beside.swap(names.key, file, key)
 

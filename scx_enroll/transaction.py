@@ -237,7 +237,11 @@ def _straighten(site: Site, agent: Agent, role: str, *, lost: bool = False) -> N
         names = _names(site, agent, entry)
         if not lost:
             pairs.check(site.root, names, side)
-        pairs.put_key(site.store, names, replace(key, uid=names.owner[0], gid=names.owner[1]) if role == "target" else key, side.key)
+        was = entry.key_target
+        accounts = was is not None and (key.uid, key.gid) == (was.uid, was.gid)
+        for _ in range(2):  # the account may have another number by now, and yet another while we write
+            uid, gid = _names(site, agent, entry).owner if accounts else (key.uid, key.gid)
+            pairs.put_key(site.store, names, replace(key, uid=uid, gid=gid), side.key)
         _put(site, role)
         if role == "target":
             site.store.drop_originals()
