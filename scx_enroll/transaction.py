@@ -104,13 +104,9 @@ def _new_key(site: Site, agent: Agent, pair: Pair, spki: str) -> Dict[str, Any]:
     site.store.save_key(old, pair.key, old=True)
     name = site.root.entry(agent.key)
     uid, gid = owner or (present.uid, present.gid)
-    return {
-        "key": agent.key,
-        "key_target": j.KeyPlace("file", spki, hashlib.sha256(site.store.key(spki)).hexdigest(), "", uid, gid),
-        "key_previous": j.KeyPlace(
-            name.kind, old, hashlib.sha256(pair.key).hexdigest(), name.text, present.uid, present.gid, present.mode,
-        ),
-    }
+    stood = hashlib.sha256(pair.key).hexdigest(), name.text, present.uid, present.gid, present.mode
+    target = j.KeyPlace("file", spki, hashlib.sha256(site.store.key(spki)).hexdigest(), "", uid, gid)
+    return {"key": agent.key, "key_target": target, "key_previous": j.KeyPlace(name.kind, old, *stood)}
 
 
 def proceed(site: Site) -> None:
@@ -237,8 +233,7 @@ def _straighten(site: Site, agent: Agent, role: str, *, lost: bool = False) -> N
         names = _names(site, agent, entry)
         if not lost:
             pairs.check(site.root, names, side)
-        was = entry.key_target
-        accounts = was is not None and (key.uid, key.gid) == (was.uid, was.gid)
+        accounts = entry.key_target is not None and (key.uid, key.gid) == (entry.key_target.uid, entry.key_target.gid)
         for _ in range(2):  # the account may have another number by now, and yet another while we write
             uid, gid = _names(site, agent, entry).owner if accounts else (key.uid, key.gid)
             pairs.put_key(site.store, names, replace(key, uid=uid, gid=gid), side.key)
