@@ -37,15 +37,21 @@ class Crash(BaseException):
 
 
 class Fuse:
-    """Raises Crash at the chosen point, and ever after: a dead process does nothing more."""
+    """Raises Crash at the chosen point, and ever after: a dead process does nothing more.
 
-    def __init__(self, point: int) -> None:
+    `before`: points are those before a change alone, since the run changes nothing between one and the next.
+    """
+
+    def __init__(self, point: int, *, before: bool = False) -> None:
         self.left = point
+        self.before = before
         self.names: List[str] = []
         self.blown = False
 
     def tick(self, name: str) -> None:
         """Count a point."""
+        if self.before and not self.blown and not name.startswith("before "):
+            return
         self.names.append(name)
         if self.blown or len(self.names) == self.left:
             self.blown = True
@@ -203,7 +209,7 @@ def one_crash(tmp_path: Path, ca: LabCA, scenario: Any, point: int, monkeypatch:
         original, served = host.snapshot(), scene.served
         wish = scenario(scene)
         issued, before = scene.issued, scene.served
-        fuse = Fuse(point)
+        fuse = Fuse(point, before=True)
         blew = crashing_run(scene, scenario, fuse, monkeypatch, wish)
         where = f"{scenario.__name__}, point {point}: {fuse.names[-1]}"
         if scenario not in (stopped, refused_by_the_agent):  # those leave it down, for the next run to mend
