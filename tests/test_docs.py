@@ -316,7 +316,9 @@ CAUSES = {
     "ca01.corp.example refused request ID 4711: the account": _switched(mode="deny"),
     "request ID 4711 at": _switched(mode="pending"),
     "certificate of request ID 4711": _switched(names_from_ad="svc-scx-enroll.corp.example"),
-    "generation 0123456789abcdef is": lambda site: site.write("conf.d/window.conf", f"[agent]\nrestart-window = {_tonight()}\n"),
+    "generation 0123456789abcdef is": lambda site: (
+        site.host.scom_sign(), site.write("conf.d/window.conf", f"[agent]\nrestart-window = {_tonight()}\n")
+    ),
     "generation 0123456789abcdef was": lambda site: site.host.refuse_new(),
     "this host's clock": _switched(date_offset=4000.0),
     "there is no keytab": _unjoined,

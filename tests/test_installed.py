@@ -320,6 +320,7 @@ def test_an_agent_that_does_not_do_what_the_sandbox_tells_it(image: Callable[[st
         assert not machine.served()
         look()
 
+        machine.run("scx-enroll", "release")  # or the link, moved again, would be a fight
         machine.shell("rm /var/lib/scx-enroll/budget.json; printf '[agent]\\nactivation = reload\\n' >/etc/scx-enroll/conf.d/reload.conf")
         machine.agent("move-link-back")
         machine.run("/opt/omi/bin/omiserver", "-r")

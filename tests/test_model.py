@@ -14,9 +14,9 @@ from tests.model.clones import Clones
 from tests.model.machine import MemoryMachine, real_machine
 from tests.model.world import NEVER
 
-IN_MEMORY, STEPS = 150, 14  # `make model` plays thousands of longer ones
+IN_MEMORY, STEPS = 100, 14  # `make model` plays thousands of longer ones
 REAL, REAL_STEPS = 3, 8
-COPIED, COPIED_STEPS = 12, 6
+COPIED, COPIED_STEPS = 8, 6
 
 
 def play(machine: Any, sequences: int, steps: int) -> None:

@@ -185,7 +185,7 @@ class Machine(RuleBasedStateMachine):
         owed, self.ours = self.ours, not self.up and (up or self.ours)
         if locked_out:
             self.ours = False  # any restart ends it
-        waits = ended and "restart budget" in ended.message and self.world.spent_in_vain
+        waits = ended and (("restart budget" in ended.message and self.world.spent_in_vain) or "must be quiet" in ended.message)
         if ended and self.ours and not (self.faulty_agent or self.world.packager or waits):
             assert not up, f"it was up, and is down after {shown(ended)}"
             assert not owed, f"a killed run left it down, and so did {shown(ended)}"
@@ -200,7 +200,9 @@ class Machine(RuleBasedStateMachine):
     def _others_kept(self, before: Dict[str, Entry], *, made_key: bool) -> None:
         """Nobody else's file is changed or gone, but the name that the agent reads and the package's marker."""
         after = self.host.snapshot()
-        ours = {self.host.certificate, self.host.key, f"{SSL_FOLDERS[0]}/.omi_cert_marker"} | ({self.host.host_pem} if made_key else set())
+        ours = {self.host.certificate, self.host.key, f"{SSL_FOLDERS[0]}/.omi_cert_marker"}
+        if made_key:  # or gave a pair that a script moved aside its names back
+            ours |= {self.host.host_pem, f"{self.host.certificate}_temp", f"{self.host.key}_temp"}
         for path, entry in before.items():
             if entry.kind != "dir" and path not in ours and not OURS.search(path):
                 assert after.get(path) == entry, f"{path} was {entry}, and is {after.get(path)}"
