@@ -256,5 +256,5 @@ def test_after_a_crash_at_any_point_the_next_runs_converge(
         reached += 1
     else:
         pytest.fail("no end of points")
-    assert reached > 2, "the scenario has points"
+    assert reached > 1, "the scenario has points"
     print(f"{scenario.__name__}: {reached} crash points")
