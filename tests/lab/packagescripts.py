@@ -310,7 +310,9 @@ def omi_reinstall(host: LabHost, *, uid: int = 0, kind: str = "rsa:3072", restar
 
 
 def scxsslconfig(host: LabHost, *arguments: str, between: Between = nothing) -> int:
-    """Run scxsslconfig, within this process."""
+    """Run scxsslconfig, within this process; the shell's 127 where its package is gone."""
+    if not os.path.exists(host.path("/opt/microsoft/scx/bin/tools/scxsslconfig")):
+        return 127
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return selfsigned.scxsslconfig(host.root, list(arguments), between)
 
