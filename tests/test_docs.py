@@ -291,6 +291,7 @@ def _tonight():
     return "-".join(time.strftime("%H:%M", time.localtime(time.time() + hours * 3600)) for hours in (6, 7))
 
 
+TOUCHING = ("the agent does not answer", "generation 0123456789abcdef is")  # these change what is served before the run
 CAUSES = {
     "/etc/scx-enroll/scx-enroll.conf:4: unknown key": lambda site: (
         site.write("scx-enroll.conf", "[ca]\nserver = a.corp.example\ntemplate = T\nsever = b.corp.example\nauth = basic\nuser = u\n")
@@ -365,8 +366,11 @@ def test_the_cure_for_the_sandbox_is_not_what_the_program_says(checkout):
 def test_a_message_of_the_readme_is_not_what_the_program_says(checkout, site, start):
     """The program says it word for word (but for numbers), with that exit status; and the agent serves what it served before."""
     (message, status), = (row for row in table(checkout) if row[0].startswith(start))
+    was = site.host.served()
     CAUSES[start](site)
     before = site.host.served()
+    assert (before == was) == (not start.startswith(TOUCHING)), "the cause itself leaves the agent as it was"
+    assert (before is None) == start.startswith("the agent does not answer")
     ended, shown = site.run("run")
     pattern = re.sub(r"(?<![\w.])[0-9a-f]{16}\b", "[0-9a-f]{16}", re.escape(message))
     pattern = re.sub(r"\b(?<!0x)[0-9]+\\? s\\? ", r"[0-9]+ s ", pattern).replace("…", ".+").replace("\\ ", " ")
