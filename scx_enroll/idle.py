@@ -32,6 +32,7 @@ CLOSE_S = 0.5
 ADDRESSES = ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1"))  # the agent binds the wildcard, dual-stack where it can
 PROBED_S = 12 * 3600  # a handshake costs more than all the rest, so two of the timer's runs a day do it where the server is known
 FLAGS = ("--unattended", "--json")  # of `run`
+UNIT_S = 30  # a manager that answers at all answers in milliseconds
 SYSTEMCTL = ("/usr/bin/systemctl", "/bin/systemctl")
 HAS_TO_LOOK = 75  # exit status of the verb `idle`: none that a run ends with
 MAX_WAIT_DIGITS = 4  # what is longer the whole program looks at
@@ -129,9 +130,17 @@ def _unit(name: str) -> str:
     inside, outside = os.pipe()
     child = os.posix_spawn(words[0], words, {"LC_ALL": "C"}, file_actions=[(os.POSIX_SPAWN_DUP2, outside, 1)])
     os.close(outside)
-    with open(inside, "rb") as file:
-        said = file.read(MAX_STAT_BYTES).decode().strip()
-    os.waitpid(child, 0)
+    try:
+        import select
+
+        answers = select.poll()
+        answers.register(inside, select.POLLIN)
+        if not answers.poll(UNIT_S * 1000):  # it says its one line at once, or nothing
+            os.kill(child, 9)
+        said = os.read(inside, MAX_STAT_BYTES).decode().strip()
+    finally:
+        os.close(inside)
+        os.waitpid(child, 0)
     return said.partition("=")[2] or "-"
 
 

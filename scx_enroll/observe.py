@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
-from scx_enroll import access, aside, identity, keys, naming, pace, request, service, verify
+from scx_enroll import access, aside, identity, keys, naming, pace, request, service, unit, verify
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
 from scx_enroll.agent import Agent, Pair
@@ -225,7 +225,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         problems=tuple(m.detail for m in wrong) or (held[installed.leaf].mismatches if installed and installed.leaf in held else ()),
     )
     notes = (*_notes(root, store, config, certificates, spec), *_ca_notes(root, store.journal, config, generations, now))
-    notes += aside.leftovers(root, agent)
+    notes += (*aside.leftovers(root, agent), *_stray(root, agent))
     turns = _turns(root, config, {*certificates, *pool, *(der for one in generations for der in stored(one))})
     turns += tuple(contact.ends - _lifetime_s(one) for contact in store.journal.contacts for one in generations)  # _ca_notes
     resolved = config.host.name == "auto" and naming.latched(config, store.journal) is None
@@ -240,6 +240,12 @@ def _spoilt(root: Root, journal: j.Journal, agent: Agent, pair: Pair) -> str:
     if ours and same and (ours.uid, ours.gid, ours.mode) != (now.uid, now.gid, now.mode):
         return f"somebody changed owner or mode of {now.text}"
     return "" if access.readable(root, agent) else f"the agent's account {agent.account} can't read {agent.certificate}"
+
+
+def _stray(root: Root, agent: Agent) -> Tuple[str, ...]:
+    pid = unit.outside(root, agent)
+    what = f"the agent runs outside {agent.unit}.service, as process {pid}, where no restart reaches it"
+    return (f"{what}; it is ended before the next one that is due",) if pid else ()
 
 
 def _turns(root: Root, config: Config, ders: Set[bytes]) -> Tuple[int, ...]:

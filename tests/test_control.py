@@ -180,6 +180,22 @@ def test_a_stray_is_restarted_in_vain(scene: Scene, manager: Manager) -> None:
     assert (told(scene.host)[1:], spent(scene), manager.asked) == (["-start"], 1, ["reset-failed omid"])
 
 
+def test_a_stray_that_serves_the_right_certificate_is_told(scene: Scene, manager: Manager) -> None:
+    """It does no harm until a restart is due, and then every restart is in vain: status names it before."""
+    assert scene.run().status == 0
+
+    def notes() -> List[str]:
+        looked = scene.do(enroll.inspect).result
+        assert looked
+        return [note for note in looked.view.ready.notes if "outside" in note]
+
+    manager.procs.write_text(f"1\n{scene.host.pid}\n")
+    assert notes() == []
+    manager.procs.write_text("1\n")
+    assert len(notes()) == 1
+    assert f"as process {scene.host.pid}, where no restart reaches it" in notes()[0]
+
+
 @pytest.mark.parametrize("how", ["inside", "no such unit", "groups can't be read"])
 def test_an_agent_that_a_restart_reaches_is_ended_by_hand(scene: Scene, manager: Manager, how: str) -> None:
     """In its unit, or where nobody can tell, it is restarted as its documentation says; the starts so far do not count."""
