@@ -26,7 +26,6 @@ from scx_enroll import (
 )
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
-from scx_enroll.access import demand
 from scx_enroll.acquire import ACTS as CA_ACTS
 from scx_enroll.acquire import Acquisition, Want
 from scx_enroll.activate import Site
@@ -194,7 +193,7 @@ class Run:
     def put_in_service(self, view: View, generation: Generation) -> None:
         """Install a generation and have it served. Raises RolledBack, RollbackFailed, HostError."""
         agent = view.ready.agent
-        demand(self.site.root, agent)
+        access.demand(self.site.root, agent)
         self.site.store.beside.check_folder(agent.certificate)
         self.wish = replace(self.wish, now=False)
         key = verify.facts(observe.stored(generation)[0]).spki

@@ -72,7 +72,6 @@ class KeyPlace:
 
     kind: str  # "link" | "file"
     spki: str  # SHA-256 of the public key
-    sha256: str  # of the file's bytes
     text: str = ""  # of a link
     uid: int = 0
     gid: int = 0

@@ -104,9 +104,8 @@ def _new_key(site: Site, agent: Agent, pair: Pair, spki: str) -> Dict[str, Any]:
     site.store.save_key(old, pair.key, old=True)
     name = site.root.entry(agent.key)
     uid, gid = owner or (present.uid, present.gid)
-    stood = hashlib.sha256(pair.key).hexdigest(), name.text, present.uid, present.gid, present.mode
-    target = j.KeyPlace("file", spki, hashlib.sha256(site.store.key(spki)).hexdigest(), "", uid, gid)
-    return {"key": agent.key, "key_target": target, "key_previous": j.KeyPlace(name.kind, old, *stood)}
+    previous = j.KeyPlace(name.kind, old, name.text, present.uid, present.gid, present.mode)
+    return {"key": agent.key, "key_target": j.KeyPlace("file", spki, "", uid, gid), "key_previous": previous}
 
 
 def proceed(site: Site) -> None:

@@ -4,19 +4,12 @@ import random
 
 import pytest
 
-from .fuzz import fuzz_answers, fuzz_certificate, fuzz_config, fuzz_pages, fuzz_premises, fuzz_signin
+from .fuzz import fuzz_answers, fuzz_certificate, fuzz_config, fuzz_pages, fuzz_premises, fuzz_signin, fuzz_state
 
 
 def answers(folder):
     conversation, fed = fuzz_answers.connect(folder)
     return lambda data: fuzz_answers.one(conversation, fed, data)
-
-
-def configuration(folder):
-    server = folder / "opt/omi/bin/omiserver"
-    server.parent.mkdir(parents=True)
-    server.touch()
-    return lambda data: fuzz_config.one(folder, data)
 
 
 def resting(folder):
@@ -27,9 +20,10 @@ def resting(folder):
 TARGETS = {
     "answers": (answers, fuzz_answers.mutated),
     "certificate": (lambda folder: fuzz_certificate.one, fuzz_certificate.mutated),
-    "config": (configuration, fuzz_config.mutated),
+    "config": (fuzz_config.prepared, fuzz_config.mutated),
     "premises": (resting, lambda chance: b"" if chance.random() < 0.1 else chance.randbytes(30)),
     "signin": (lambda folder: fuzz_signin.one, fuzz_signin.mutated),
+    "state": (fuzz_state.prepared, fuzz_state.mutated),
     "pages": (lambda folder: fuzz_pages.one, fuzz_pages.mutated),
 }
 

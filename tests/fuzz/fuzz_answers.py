@@ -6,12 +6,11 @@ python -m tests.fuzz.fuzz_answers [SECONDS]
 """
 
 import base64
-import contextlib
 import io
 import random
-import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import requests.adapters
@@ -21,6 +20,7 @@ from scx_enroll import ca, config, pages, signin, verify
 from scx_enroll.rootfs import Root
 from tests.lab.authority import Authority, pkcs7, to_pem
 
+from . import loop
 from .fuzz_certificate import RULES, SPEC
 from .fuzz_pages import SEEDS as PAGES
 
@@ -111,26 +111,6 @@ def mutated(chance: random.Random) -> bytes:
     return CUT.join(map(bytes, bodies))
 
 
-def main() -> None:
-    """Fuzz for the given number of seconds (60), or as atheris is told."""
-    with tempfile.TemporaryDirectory() as folder:
-        conversation, answers = connect(Path(folder))
-        with contextlib.suppress(ImportError):
-            import atheris  # not in the requirements: who fuzzes installs it
-
-            atheris.Setup(sys.argv, lambda data: one(conversation, answers, data))
-            atheris.Fuzz()
-        chance, until, count = random.Random(), time.monotonic() + float((sys.argv[1:] or ["60"])[0]), 0
-        while time.monotonic() < until:
-            data = mutated(chance)
-            try:
-                one(conversation, answers, data)
-            except BaseException:
-                print(base64.b64encode(data).decode())
-                raise
-            count += 1
-    print(f"{count} conversations held")
-
-
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as folder:
+        loop.run(partial(one, *connect(Path(folder))), mutated, "conversations held")

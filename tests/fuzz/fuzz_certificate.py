@@ -7,14 +7,14 @@ import base64
 import contextlib
 import random
 import ssl
-import sys
-import time
 
 from scx_enroll import request, service, verify
 from scx_enroll.errors import CertificateRefused, ConfigError, UsageError
 from scx_enroll.request import RequestSpec
 from tests.lab import selfsigned
 from tests.lab.authority import Authority
+
+from . import loop
 
 SPEC = RequestSpec("host1.corp.example")
 RULES = verify.Rules(require_revocation=True, minimum_key="ec:secp384r1")
@@ -53,24 +53,5 @@ def mutated(chance: random.Random) -> bytes:
     return chance.choice((bytes, verify.pem, base64.b64encode))(bytes(data))
 
 
-def main() -> None:
-    """Fuzz for the given number of seconds (60), or as atheris is told."""
-    with contextlib.suppress(ImportError):
-        import atheris  # not in the requirements: who fuzzes installs it
-
-        atheris.Setup(sys.argv, one)
-        atheris.Fuzz()
-    chance, until, count = random.Random(), time.monotonic() + float((sys.argv[1:] or ["60"])[0]), 0
-    while time.monotonic() < until:
-        data = mutated(chance)
-        try:
-            one(data)
-        except BaseException:
-            print(base64.b64encode(data).decode())
-            raise
-        count += 1
-    print(f"{count} certificates read")
-
-
 if __name__ == "__main__":
-    main()
+    loop.run(one, mutated, "certificates read")

@@ -3,17 +3,19 @@
 python -m tests.fuzz.fuzz_config [SECONDS]
 """
 
-import base64
 import contextlib
 import random
-import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Callable
 
 from scx_enroll import agent, config
 from scx_enroll.errors import AgentNotReady, ConfigError, HostError
 from scx_enroll.rootfs import Root
+
+from . import loop
 
 SEEDS = (
     b"[host]\nname = {hostname}.corp.example\nalternative-names = a.b c # d\n[ca one]\nserver = ca01:443\ntemplate = T (x)\nauth = basic\n",
@@ -37,42 +39,18 @@ def one(base: Path, data: bytes) -> None:
 
 
 def mutated(chance: random.Random) -> bytes:
-    """Return a seed with a few pieces changed, doubled, cut or joined with another seed's."""
-    data = bytearray(chance.choice(SEEDS))
-    for _ in range(chance.randrange(8)):
-        at, end = sorted((chance.randrange(len(data) + 1), chance.randrange(len(data) + 1)))
-        piece = bytes(data[at:end])
-        other = chance.choice(SEEDS)[chance.randrange(60) :]
-        data[at:end] = chance.choice(
-            (b"", piece * chance.choice((2, 2, 300)), other, bytes(chance.randrange(256) for _ in piece), piece.swapcase())
-        )
-        del data[1 << 18 :]
-    return bytes(data)
+    """Return a seed with a few pieces changed."""
+    return loop.spliced(chance, SEEDS, 1 << 18, head=60)
 
 
-def main() -> None:
-    """Fuzz for the given number of seconds (60), or as atheris is told."""
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        server = base / "opt/omi/bin/omiserver"
-        server.parent.mkdir(parents=True)
-        server.touch()
-        with contextlib.suppress(ImportError):
-            import atheris  # not in the requirements: who fuzzes installs it
-
-            atheris.Setup(sys.argv, lambda data: one(base, data))
-            atheris.Fuzz()
-        chance, until, count = random.Random(), time.monotonic() + float((sys.argv[1:] or ["60"])[0]), 0
-        while time.monotonic() < until:
-            data = mutated(chance)
-            try:
-                one(base, data)
-            except BaseException:
-                print(base64.b64encode(data).decode())
-                raise
-            count += 1
-    print(f"{count} files read")
+def prepared(base: Path) -> Callable[[bytes], None]:
+    """Return `one` for a folder in which there is an agent."""
+    server = base / "opt/omi/bin/omiserver"
+    server.parent.mkdir(parents=True)
+    server.touch()
+    return partial(one, base)
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as folder:
+        loop.run(prepared(Path(folder)), mutated, "files read")

@@ -3,12 +3,12 @@
 python -m tests.fuzz.fuzz_pages [SECONDS]
 """
 
-import contextlib
 import random
-import sys
 import time
 
 from scx_enroll import pages
+
+from . import loop
 
 SEEDS = (
     b"<HTML><P ID=locInfoReqID>\r\nYour Request Id is 89.\r\n</P> <P ID=locTimeoutWarning> 10 days </P></HTML>",
@@ -31,30 +31,9 @@ def one(data: bytes) -> None:
 
 
 def mutated(chance: random.Random) -> bytes:
-    """Return a seed with a few bytes changed, doubled, cut or joined with another seed's."""
-    data = bytearray(chance.choice(SEEDS))
-    for _ in range(chance.randrange(8)):
-        at, end = sorted((chance.randrange(len(data) + 1), chance.randrange(len(data) + 1)))
-        piece = bytes(data[at:end])
-        other = chance.choice(SEEDS)[chance.randrange(40) :]
-        data[at:end] = chance.choice((b"", piece * chance.choice((2, 2, 500)), other, chance.randbytes(len(piece)), piece.swapcase()))
-        del data[1 << 20 :]
-    return bytes(data)
-
-
-def main() -> None:
-    """Fuzz for the given number of seconds (60), or as atheris is told."""
-    with contextlib.suppress(ImportError):
-        import atheris  # not in the requirements: who fuzzes installs it
-
-        atheris.Setup(sys.argv, one)
-        atheris.Fuzz()
-    chance, until, count = random.Random(), time.monotonic() + float((sys.argv[1:] or ["60"])[0]), 0
-    while time.monotonic() < until:
-        one(mutated(chance))
-        count += 1
-    print(f"{count} pages read")
+    """Return a seed with a few pieces changed."""
+    return loop.spliced(chance, SEEDS, 1 << 20, times=500)
 
 
 if __name__ == "__main__":
-    main()
+    loop.run(one, mutated, "pages read")

@@ -3,16 +3,16 @@
 python -m tests.fuzz.fuzz_premises [SECONDS]
 """
 
-import base64
 import contextlib
 import io
 import random
-import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 from scx_enroll import idle
+
+from . import loop
 
 STATUS = "run/scx-enroll"
 WORDS = (b"\0", b"\n", b" ", b"looked ", b"listed ", b"unlocked ", b"port ", b"/", b"-1", b"9" * 5000, b"\xff", b"[]")
@@ -52,22 +52,8 @@ def mutated(chance: random.Random, seed: bytes) -> bytes:
     return bytes(data)
 
 
-def main() -> None:
-    """Fuzz for the given number of seconds (60)."""
-    chance, until, count = random.Random(), time.monotonic() + float((sys.argv[1:] or ["60"])[0]), 0
+if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder).resolve()
         seed = good(base)
-        while time.monotonic() < until:
-            data = mutated(chance, seed)
-            try:
-                one(base, data)
-            except BaseException:
-                print(base64.b64encode(data).decode())
-                raise
-            count += 1
-    print(f"{count} premises checked")
-
-
-if __name__ == "__main__":
-    main()
+        loop.run(partial(one, base), lambda chance: mutated(chance, seed), "premises checked", guided=False)

@@ -3,14 +3,14 @@
 python -m tests.fuzz.fuzz_signin [SECONDS]
 """
 
-import base64
 import contextlib
 import random
 import struct
-import sys
 import time
 
 from scx_enroll import binding, challenges, keytab, spnego
+
+from . import loop
 
 ENTRY = b"\0\1\0\1R\0\6HOST1$\0\0\0\1\0\0\0\0\2\0\x12\0\x20" + b"k" * 32 + b"\0\0\0\2"
 SEEDS = (
@@ -40,35 +40,9 @@ def one(data: bytes) -> None:
 
 
 def mutated(chance: random.Random) -> bytes:
-    """Return a seed with a few pieces changed, doubled, cut or joined with another seed's."""
-    data = bytearray(chance.choice(SEEDS))
-    for _ in range(chance.randrange(8)):
-        at, end = sorted((chance.randrange(len(data) + 1), chance.randrange(len(data) + 1)))
-        piece = bytes(data[at:end])
-        other = chance.choice(SEEDS)[chance.randrange(40) :]
-        data[at:end] = chance.choice((b"", piece * chance.choice((2, 2, 300)), other, bytes(chance.randrange(256) for _ in piece)))
-        del data[1 << 16 :]
-    return bytes(data)
-
-
-def main() -> None:
-    """Fuzz for the given number of seconds (60), or as atheris is told."""
-    with contextlib.suppress(ImportError):
-        import atheris  # not in the requirements: who fuzzes installs it
-
-        atheris.Setup(sys.argv, one)
-        atheris.Fuzz()
-    chance, until, count = random.Random(), time.monotonic() + float((sys.argv[1:] or ["60"])[0]), 0
-    while time.monotonic() < until:
-        data = mutated(chance)
-        try:
-            one(data)
-        except BaseException:
-            print(base64.b64encode(data).decode())
-            raise
-        count += 1
-    print(f"{count} inputs read")
+    """Return a seed with a few pieces changed."""
+    return loop.spliced(chance, SEEDS, 1 << 16)
 
 
 if __name__ == "__main__":
-    main()
+    loop.run(one, mutated, "inputs read")
