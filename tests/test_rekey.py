@@ -323,6 +323,46 @@ def test_a_package_script_runs_between_any_two_steps_of_a_new_key(tmp_path: Path
     assert number > 10 or script in REST
 
 
+PAIRS = tuple(name for name in packagescripts.SCRIPTS if name not in REST)
+SPREAD = 19  # about as many points as a live change of the key has
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("refused", [False, True], ids=["taken", "refused"])
+@pytest.mark.parametrize("turn", range(2))
+def test_a_package_script_runs_while_the_agent_gets_its_new_key(
+    tmp_path: Path, ca: LabCA, template: Path, turn: int, refused: bool
+) -> None:
+    """With restarts and proofs, and an agent that may die of the new pair: it ends enrolled, with one key, and nothing in the way."""
+    for number, script in enumerate(PAIRS):
+        ca.switches.reset()
+        scene = clone(template, tmp_path / f"host{number}", ca)
+        host, point = scene.host, 1 + (7 * number + 10 * turn + 3 * refused) % SPREAD
+        with host:
+            assert host.start(20)
+            if refused:
+                host.refuse_new()
+            points = script_at(point, host, script)
+            scene.run(parts={"store": points.store})
+            where = f"{script} at point {point} of {len(points.names)}"
+            host.accept_all()
+            for _ in range(6):
+                if script == "purge and install" and not scene.served:
+                    host.start(20)  # it ends the agent, and these scripts start none
+                scene.offset_s += 4 * 3600
+                ca.switches.date_offset = scene.offset_s
+                ended = scene.run(now=True)
+                if not ended.rows and ended.status == 0 and scene.served:
+                    break
+            assert ended.status == 0, f"{where}: {ended}"
+            assert scene.is_enrolled(), where
+            assert_tidy(scene, where)
+            assert not any("scx-enroll-pair" in name for name in host.snapshot()), where
+        shutil.rmtree(host.root)
+    ca.switches.reset()
+
+
 # -- what asks for a new key ---------------------------------------------------------------------------------------------
 
 
