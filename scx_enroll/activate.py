@@ -38,6 +38,13 @@ class Truce(AgentNotReady):
     """The restart budget is spent; the installation stays as it is, for a later run to go on."""
 
 
+def refuse_held(site: Site, then: str = "run") -> None:
+    """Raise AgentNotReady while the operator holds; `then`: what is to be done again after that."""
+    held = site.store.journal.held(site.clock())
+    if held:
+        raise AgentNotReady(f"held: {held}", f"scx-enroll release, then {then} again")
+
+
 def forget_the_future(site: Site) -> None:
     """Note when times of the future were first seen: they count for a day from then."""
     budget = site.store.budget

@@ -24,9 +24,7 @@ def notice(site: Site, config: Config, view: View, told: Callable[[j.Change], No
 
     Not while others are at work: what they have half done has no cause yet.
     """
-    journal, now = site.store.journal, site.clock()
-    if journal.hold and not journal.held(now):
-        site.store.update(hold="", hold_until=0)
+    now = site.clock()
     if _at_work(site, view, now, hasty=hasty):
         return False
     sight = _sight(site, config, view)

@@ -28,7 +28,7 @@ from scx_enroll import agent as agents
 from scx_enroll import journal as j
 from scx_enroll.acquire import ACTS as CA_ACTS
 from scx_enroll.acquire import Acquisition, Want
-from scx_enroll.activate import Site
+from scx_enroll.activate import Site, refuse_held
 from scx_enroll.begin import begun, config_of, site_of
 from scx_enroll.case import Step, Wish
 from scx_enroll.config import CA, Config
@@ -297,8 +297,7 @@ def install(root: Root, options: Options, tools: Tools, data: bytes, name: str) 
         run = _run(site, options, tools)
         view, store = run.look(), site.store
         run.notice(view)
-        if store.journal.hold:
-            raise AgentNotReady(f"held: {store.journal.hold}", "scx-enroll release, then install again")
+        refuse_held(site, "install")
         _refuse_foreign(view)
         seen, now = view.seen, run.site.clock()
         found = verify.read(data)
@@ -341,8 +340,7 @@ def adopt(root: Root, options: Options, tools: Tools, request_id: int, ca: str) 
         run = _run(site, options, tools)
         view, server = run.look(), run.acquisition.server_of(ca)
         run.notice(view)
-        if site.store.journal.hold:
-            raise AgentNotReady(f"held: {site.store.journal.hold}", "scx-enroll release, then run again")
+        refuse_held(site)
         adoption.adopt(run.acquisition, request_id, server, run.want(view))
         return run.converge(*run.tell((Step("C1", "take_over", f"request ID {request_id} was named by the operator"),)))
 

@@ -11,7 +11,7 @@ from scx_enroll import agent as agents
 from scx_enroll import beside, identity, idle, machine, naming, plan, request, service
 from scx_enroll import config as configs
 from scx_enroll import journal as j
-from scx_enroll.activate import Site
+from scx_enroll.activate import Site, refuse_held
 from scx_enroll.agent import Agent
 from scx_enroll.case import Observed, Step
 from scx_enroll.config import Config
@@ -112,8 +112,7 @@ def remember(site: Site, seen: Observed) -> Tuple[Step, ...]:
 def accept_name(site: Site, config: Config) -> Tuple[Step, ...]:
     """Take the name that the host gives itself now. Raises UsageError, ConfigError, AgentNotReady."""
     latch, store = naming.accepted(site.root, config), site.store
-    if store.journal.held(site.clock()):
-        raise AgentNotReady(f"held: {store.journal.hold}", "scx-enroll release, then run again")
+    refuse_held(site)
     if latch == store.journal.latch:
         return ()
     store.update(latch=latch)

@@ -312,7 +312,6 @@ class Call:
         say(sys.stdout, "scx-enroll: released; the next run goes on\n" if held else "scx-enroll: not held; nothing was changed\n")
         return 0
 
-
     def seal(self) -> int:
         """Prepare an image, or go on with the host that was sealed."""
         from scx_enroll import sealing

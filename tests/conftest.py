@@ -29,3 +29,12 @@ def pytest_collection_modifyitems(items):
 def checkout():
     """The folder that holds setup.py."""
     return CHECKOUT
+
+
+@pytest.fixture
+def ca(tmp_path):
+    """A CA that issues at once, for one test alone; where many tests share one, their module has its own."""
+    from tests.lab.ca import LabCA
+
+    with LabCA(tmp_path / "ca") as lab:
+        yield lab

@@ -26,13 +26,6 @@ ROOT = os.geteuid() == 0
 
 
 @pytest.fixture
-def ca(tmp_path: Path) -> Iterator[LabCA]:
-    """A CA that issues at once."""
-    with LabCA(tmp_path / "ca") as lab:
-        yield lab
-
-
-@pytest.fixture
 def scene(tmp_path: Path, ca: LabCA) -> Iterator[Scene]:
     """A host that is enrolled."""
     with LabHost(tmp_path / "host", key="ec:secp256r1") as host:
@@ -529,4 +522,29 @@ def test_a_hold_that_ends_by_itself(scene: Scene) -> None:
     assert ended.result and ended.result.step.until == now + DAY_S
     later(scene, DAY_S + 1)
     assert scene.run().rows == ("L7",)
-    assert json.loads((scene.state / "journal.json").read_bytes())["hold"] == ""
+
+
+@pytest.mark.slow
+def test_a_hold_outlives_a_clock_that_was_far_ahead(scene: Scene) -> None:
+    """A change freeze does not end because a clock was wrong for an hour."""
+    now = scene.tools().clock()
+    enroll.hold(scene.root(), enroll.Options(), scene.tools(), "freeze", now + DAY_S)
+    scene.offset_s += 400 * DAY_S
+    scene.run()
+    scene.offset_s -= 400 * DAY_S
+    scene.host.move_link_back()
+    before = scene.host.snapshot()
+    ended = scene.run()
+    assert ended.result and (ended.result.step.row, ended.rows) == ("L4", ())
+    assert scene.host.snapshot() == before
+
+
+@pytest.mark.slow
+def test_what_is_brought_by_hand_once_a_hold_is_over(scene: Scene) -> None:
+    """No run has come since; a person need not release what holds no more."""
+    brought = next(scene.state.glob("generations/*/cert.pem")).read_bytes()
+    now = scene.tools().clock()
+    enroll.hold(scene.root(), enroll.Options(), scene.tools(), "freeze", now + DAY_S)
+    assert scene.do(enroll.install, brought, "it").message == "held: freeze"
+    later(scene, DAY_S + 1)
+    assert scene.do(enroll.install, brought, "it").status == 0

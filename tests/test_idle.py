@@ -43,13 +43,6 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def ca(tmp_path: Path) -> Iterator[LabCA]:
-    """A CA that issues at once."""
-    with LabCA(tmp_path / "ca") as lab:
-        yield lab
-
-
-@pytest.fixture
 def scene(tmp_path: Path, ca: LabCA) -> Iterator[Scene]:
     """An enrolled host whose agent runs."""
     with LabHost(tmp_path / "host", key="ec:secp256r1") as host:

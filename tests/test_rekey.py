@@ -280,7 +280,6 @@ def test_the_power_fails_at_any_step_of_a_new_key(
     assert number > 20
 
 
-
 REST: Tuple[str, ...] = ("omi removal", "purge", "scx removal", "scx install, no new pair", "omsagent, linked")  # what these leave need not be a pair
 
 

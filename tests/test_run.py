@@ -26,13 +26,6 @@ REFUSED_BY_US = [kind for kind in WRONG if kind not in ("", "short", "san")]  # 
 
 
 @pytest.fixture
-def ca(tmp_path: Path) -> Iterator[LabCA]:
-    """A CA that issues at once."""
-    with LabCA(tmp_path / "ca") as lab:
-        yield lab
-
-
-@pytest.fixture
 def scene(tmp_path: Path, ca: LabCA) -> Iterator[Scene]:
     """A host with a running agent that serves its self-signed certificate."""
     with LabHost(tmp_path / "host", key="ec:secp256r1") as host:

@@ -54,12 +54,12 @@ class Load:
 
     def _shake(self) -> bool:
         try:
-            # what comes after the handshake is not what is counted
-            plain = socket.create_connection(("127.0.0.1", self.port), 5)
-            # not by wrap_socket, which loses the socket, with a warning later on, where the server dies at the wrong moment
-            with plain, self._context.wrap_socket(plain, do_handshake_on_connect=False) as secure:
+            # not a connected one, which is lost, with a warning later on, where the server dies at the wrong moment
+            with self._context.wrap_socket(socket.socket(), do_handshake_on_connect=False) as secure:
+                secure.settimeout(5)
+                secure.connect(("127.0.0.1", self.port))
                 secure.do_handshake()
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # what comes after the handshake is not what is counted
                     secure.unwrap()
         except OSError:
             return False
