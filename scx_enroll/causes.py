@@ -34,8 +34,14 @@ class Sight:
     aside: bool = False  # a package script moved the pair aside and left it there
 
 
-def _same(one: Optional[Place], other: Optional[Place]) -> bool:
-    return one is not None and other is not None and (one.kind, one.text, one.sha256) == (other.kind, other.text, other.sha256)
+def remembered(journal: Journal) -> Known:
+    """Return what the last run saw; of an older program, or where it was killed or saw no agent, what one left installed."""
+    known = journal.known or Known()
+    return known if known.place else replace(known, place=journal.installed)
+
+
+def _same(one: Optional[Place], other: Place) -> bool:
+    return one is not None and (one.kind, one.text, one.sha256) == (other.kind, other.text, other.sha256)
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,13 @@ class Compared:
 
     @property
     def was(self) -> Known:
-        """What the last run saw; of an older program, or where it was killed, what it left installed."""
-        return self.journal.known or Known(place=self.journal.installed)
+        """What the last run saw."""
+        return remembered(self.journal)
+
+    @property
+    def before(self) -> Place:
+        """What stood at the name then, as far as is known."""
+        return self.was.place or self.place
 
     @property
     def place(self) -> Place:
@@ -111,8 +122,7 @@ def _deleted(one: Compared) -> str:
         return ""
     if one.place.kind == "absent":
         return f"{one.now.certificate} was deleted"
-    same = one.was.place is not None and one.was.place.text == one.place.text
-    return f"{one.place.text} was deleted, to which the agent's link leads" if same else ""
+    return f"{one.place.text} was deleted, to which the agent's link leads" if one.before.text == one.place.text else ""
 
 
 def _by(one: Compared) -> str:
@@ -123,8 +133,7 @@ def _by(one: Compared) -> str:
 
 
 def _overwritten(one: Compared) -> str:
-    was = one.was.place
-    if not one.touched or was is None or (was.kind, was.text) != (one.place.kind, one.place.text):
+    if not one.touched or (one.before.kind, one.before.text) != (one.place.kind, one.place.text):
         return ""
     if one.place.kind == "link":
         return f"the agent's certificate was overwritten through the link, {_by(one)}"
@@ -147,8 +156,7 @@ def _copy_spoilt(one: Compared) -> str:
     kept = one.journal.installed
     if kept is None or not kept.generation or not _same(kept, one.place) or rights(kept) == rights(one.place):
         return ""
-    known = one.was.place is not None and rights(one.was.place) == rights(one.place)
-    return "" if known else f"{kept.text} has {rights(one.place)} now, and had {rights(kept)}"
+    return "" if rights(one.before) == rights(one.place) else f"{kept.text} has {rights(one.place)} now, and had {rights(kept)}"
 
 
 def _served_older(one: Compared) -> str:
@@ -188,7 +196,7 @@ def _agent_configured(one: Compared) -> str:
 def _configured(one: Compared) -> str:
     was, now = one.was.config, one.now.known.config
     alike = was.partition(" ")[0] == now.partition(" ")[0]  # written by the same version of the program
-    return "the configuration of scx-enroll changed" if was and now and alike and was != now else ""
+    return "the configuration of scx-enroll changed" if was and alike and was != now else ""
 
 
 def _renamed(one: Compared) -> str:
@@ -246,7 +254,7 @@ def fights(journal: Journal, sight: Sight, causes: Sequence[str], now: int) -> T
     name = "key" if journal.known and journal.known.key != sight.known.key else "certificate"
     last = next((fight for fight in journal.fights if fight.name == name and fight.at <= now), None)
     rest = 0
-    if last and last.rest_s and now < last.until + DAY_S:
+    if last and now < last.until + DAY_S:
         rest = min(2 * last.rest_s, DAY_S)
     elif last and now - last.at < HOUR_S:
         rest = HOUR_S

@@ -84,7 +84,7 @@ def _write(site: Site, sight: Sight, changes: Sequence[j.Change], **more: object
 def _sight(site: Site, config: Config, view: View) -> Sight:
     """Return what a look saw. Where no agent can be worked on, what was known of it stays, but that it may be gone."""
     root, store, found, seen = site.root, site.store, view.found, view.seen
-    was, generations = store.journal.known or j.Known(), store.generations()
+    was, generations = causes.remembered(store.journal), store.generations()
     newest = max((one.origin.number for one in generations), default=0)
     meaning = f"{__version__} {hashlib.sha256(repr(config).encode()).hexdigest()}"
     now = site.clock()

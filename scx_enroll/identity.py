@@ -60,7 +60,7 @@ def baked_in(root: Root, agent: Agent) -> Tuple[str, ...]:
 def foreign(root: Root, agent: Agent, journal: j.Journal, spki: str) -> str:
     """Say why the agent's key, whose SHA-256 is given, must not be used; "" where it is this machine's. Raises HostError."""
     listed = baked_in(root, agent)
-    if not spki or spki not in (*listed, *journal.strangers):
+    if spki not in (*listed, *journal.strangers):
         return ""
     where = f"listed in {record_of(agent)}" if spki in listed else "known from the state that was set aside"
     return f"the agent's key is an image's or another machine's ({where})"

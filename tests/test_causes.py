@@ -14,7 +14,7 @@ from scx_enroll.journal import CAUSES, DAY_S, HOUR_S, Change, Fight, Journal, Kn
 NOW = 1_800_000_000
 ID = "0123456789abcdef"
 OURS = Place("link", f"scx-enroll-{ID}-1.pem", ID * 4, "s" * 64, mode=0o444, generation=ID)
-KNOWN = Known(NOW - 60, "key", OURS, "/opt/omi/bin/omiserver 1,2,3", "/etc/opt/omi/conf/omiserver.conf 4,5,6", "omi 990", "0.1 aa", host="old")
+KNOWN = Known(NOW - 60, "key", OURS, "/opt/omi/bin/omiserver 1,2,3", "/etc/opt/omi/conf/omiserver.conf 4,5,6", "omi 990", "0.1 aa", host="old", names="/ssl/omi.pem /ssl/omikey.pem")
 WAS = Journal(installed=OURS, known=KNOWN, newest=2)
 SAME = Sight(KNOWN, "/ssl/omi.pem", "CN=CA", generations=("older", ID), newest=2)
 HOST_PEM = Place("link", "/ssl/omi-host-h.pem", "l", "h" * 64)
@@ -30,6 +30,10 @@ def seen(place=OURS, signer="CN=CA", **known):
 EACH = [
     ("key-regenerated", "a package upgrade replaced", seen(replace(FILE, marker=True), ITSELF, key="new")),
     ("key-regenerated", "scxsslconfig -f made a new key", seen(HOST_PEM, ITSELF, key="new")),
+    ("key-regenerated", "scxsslconfig -f made a new key", seen(replace(HOST_PEM, marker=True), ITSELF, key="new")),
+    ("key-regenerated", "somebody replaced the agent's key", seen(replace(FILE, marker=True), "CN=Other", key="new")),
+    ("key-regenerated", "somebody replaced the agent's key", seen(HOST_PEM, "CN=Other", key="new")),
+    ("key-regenerated", "somebody replaced the agent's key", seen(OURS, ITSELF, key="new", fits=False)),
     ("key-regenerated", "a package upgrade made a new key", seen(HOST_PEM, ITSELF, key="new", program="/opt/omi/bin/omiserver 9,9,9")),
     ("key-regenerated", "somebody replaced the agent's key", seen(key="new", fits=False)),
     ("key-regenerated", "somebody replaced the agent's key", seen(FILE, ITSELF, key="new")),
@@ -49,6 +53,7 @@ EACH = [
     ("served-older", "which is not ours", seen(served="x" * 64)),
     ("configuration", "of scx-enroll changed", seen(config="0.1 bb")),
     ("configuration", "the agent's configuration changed: /etc/opt/omi/conf/omiserver.conf", seen(conf="/etc/opt/omi/conf/omiserver.conf 7,8,9")),
+    ("configuration", "reads another pair now, as it is configured: /b/x.pem and /b/y.pem", seen(HOST_PEM, ITSELF, names="/b/x.pem /b/y.pem")),
     ("restored", "generation fedcba9876543210 is installed", seen(replace(OURS, text="scx-enroll-fedcba9876543210-1.pem", generation="fedcba9876543210"))),
     ("restored", "the journal is older", seen(newest=3)),
     ("clock", "lies before what was written", seen(clock="behind")),
@@ -58,6 +63,8 @@ EACH = [
     ("agent-removed", "was removed", seen(program="/opt/omi/bin/omiserver")),
     ("renamed", "calls itself new, and was old", seen(host="new")),
     ("moved-aside", "moved the agent's pair aside", seen(Place("absent"), "", key="", aside=True)),
+    ("moved-aside", "moved the agent's pair aside", seen(Place("absent"), "", aside=True)),
+    ("moved-aside", "moved the agent's pair aside", seen(key="", aside=True)),
 ]
 BY_OTHERS = {"cloned"}  # told by whoever judges the host's identity
 
@@ -92,6 +99,60 @@ def test_what_we_did_ourselves_is_no_change():
     assert causes.named(replace(WAS, newest=1, request=Request("submitted", id=7)), SAME) == (), "killed before it was written down"
 
 
+STRANGERS = replace(WAS, known=replace(KNOWN, place=HOST_PEM))  # known, and left, since the host is held
+OWN_FILE = replace(FILE, generation=ID)  # at a name that the configuration gives
+CLONED = Change(NOW, "cloned", "its state was set aside")
+
+
+@pytest.mark.parametrize(
+    ("journal", "sight"),
+    [
+        pytest.param(WAS, replace(SAME, aside=True), id="what stands aside was there before"),
+        pytest.param(Journal(changes=(CLONED,)), replace(SAME, generations=()), id="the records of a clone are set aside"),
+        pytest.param(replace(WAS, installed=HOST_PEM), seen(replace(OURS, mode=0o600)), id="rights of what we did not put there"),
+        pytest.param(replace(WAS, installed=HOST_PEM, known=replace(KNOWN, place=HOST_PEM)), seen(replace(HOST_PEM, mode=0o600)), id="the agent's own"),
+        pytest.param(STRANGERS, seen(replace(HOST_PEM, mode=0o600)), id="rights of a stranger's"),
+        pytest.param(replace(WAS, known=replace(KNOWN, place=replace(OURS, mode=0o600))), SAME, id="rights that are as they were installed"),
+        pytest.param(replace(WAS, known=replace(KNOWN, served="x")), SAME, id="the right one is served again"),
+        pytest.param(replace(WAS, known=replace(KNOWN, locked="/ssl")), SAME, id="the agent can read again"),
+        pytest.param(WAS, seen(account=""), id="the account can't be told"),
+        pytest.param(WAS, seen(conf=""), id="no configuration can be told"),
+        pytest.param(WAS, seen(host=""), id="a tree without a name"),
+        pytest.param(replace(WAS, known=replace(KNOWN, config="")), SAME, id="no configuration was known"),
+        pytest.param(replace(WAS, known=replace(KNOWN, names="")), seen(HOST_PEM, names="/b/x.pem /b/y.pem"), id="no names were known"),
+        pytest.param(Journal(installed=OURS), Sight(causes.remembered(Journal(installed=OURS))), id="no agent that can be looked at"),
+    ],
+)
+def test_a_cause_is_told_where_nothing_was_done(journal, sight):
+    """A word that is not so makes the others worth less."""
+    if sight.known.place == HOST_PEM and not journal.known.names:
+        journal = replace(journal, installed=HOST_PEM)
+    assert causes.named(journal, sight) == ()
+
+
+@pytest.mark.parametrize(
+    ("journal", "sight", "cause", "what"),
+    [
+        (replace(WAS, changes=(CLONED,)), replace(SAME, known=replace(KNOWN, place=replace(OURS, generation="f" * 16, sha256="n"))), "restored", "generation ffff"),
+        (replace(WAS, installed=OWN_FILE, known=replace(KNOWN, place=OWN_FILE)), seen(replace(FILE, sha256="n"), SCOM), "overwritten", "/ssl/omi.pem was overwritten by SCOM"),
+        (replace(WAS, installed=OWN_FILE, known=replace(KNOWN, place=OWN_FILE)), seen(replace(FILE, sha256="n"), "CN=Other"), "replaced", "with a certificate of CN=Other"),
+        (replace(WAS, known=replace(KNOWN, place=None)), seen(HOST_PEM, ITSELF), "link-moved", "/ssl/omi-host-h.pem"),
+    ],
+    ids=["a backup after a clone", "a file that SCOM signed over", "a file that somebody else put there", "the last run saw no agent"],
+)
+def test_a_cause_is_missed_where_less_is_known(journal, sight, cause, what):
+    """Files instead of links, clones, and looks in vain before: the word is the same."""
+    found = causes.named(journal, sight)
+    assert found[0][0] == cause
+    assert what in found[0][1]
+
+
+def test_an_upgrade_that_brings_another_configuration_is_one_change():
+    """The packages carry the agent's configuration over, and nobody edited it."""
+    sight = seen(program="/opt/omi/bin/omiserver 9,9,9", conf="/etc/opt/omi/conf/omiserver.conf 7,8,9")
+    assert [cause for cause, _ in causes.named(WAS, sight)] == ["agent-reinstalled"]
+
+
 def test_a_first_run_and_one_after_an_upgrade_of_the_program_accuse_nobody():
     """Nothing was remembered yet, or only what an earlier version wrote down: what it left installed."""
     assert causes.named(Journal(), seen(HOST_PEM, ITSELF)) == ()
@@ -119,7 +180,8 @@ def test_any_two_looks_have_words(one, other):
     [
         (NOW, KNOWN, (), ""), (NOW, None, (), ""), (NOW - 59, KNOWN, (NOW + 200,), ""), (NOW - 3 * HOUR_S, KNOWN, (), "behind"),
         (NOW, KNOWN, (NOW + HOUR_S,), "behind"), (1_000, None, (), "behind"), (NOW + 360 * DAY_S, KNOWN, (), ""),
-        (NOW + 370 * DAY_S, KNOWN, (), "ahead"), (NOW + 5 * 365 * DAY_S, None, (NOW,), ""),
+        (NOW + 370 * DAY_S, KNOWN, (), "ahead"), (NOW, Known(), (), ""), (NOW - 360, KNOWN, (), ""),
+        (KNOWN.at + 366 * DAY_S, KNOWN, (), ""), (NOW + 5 * 365 * DAY_S, None, (NOW,), ""),
     ],
 )  # fmt: skip
 def test_a_clock_far_off_is_seen(now, known, written, word):
@@ -142,7 +204,7 @@ def rewritten(times, cause="overwritten", key="key", journal=REWRITTEN):
 @pytest.mark.parametrize(
     ("hours", "truce"),
     [
-        ([0], 0), ([0, 1], 0), ([0, 0.9], 1), ([0, 0.9, 2], 2), ([0, 0.9, 2, 4.1], 4), ([0, 0.5, 2, 4, 9, 18, 40, 70], 24),
+        ([0], 0), ([0, 0], 1), ([0, 1], 0), ([0, 0.9], 1), ([0, 0.9, 2], 2), ([0, 0.9, 2, 4.1], 4), ([0, 0.5, 2, 4, 9, 18, 40, 70], 24),
         ([0, 0.5, 1.5 + 23.9], 2), ([0, 0.5, 1.5 + 24], 0), ([0, 0.5, 25.5, 26], 1), ([0, 2, 4, 6], 0),
     ],
 )  # fmt: skip
@@ -164,6 +226,13 @@ def test_a_rewrite_of_what_was_not_ours_is_no_fight():
     assert rewritten([NOW, NOW + 60], journal=held) == []
     assert rewritten([NOW, NOW + 60], "permissions") == []
     assert rewritten([NOW, NOW + 60], journal=Journal()) == []
+    elsewhere = replace(WAS, known=replace(KNOWN, names="/b/x.pem /b/y.pem"))
+    assert rewritten([NOW, NOW + 60], journal=elsewhere) == []
+
+
+def test_a_rewrite_before_anything_is_remembered_counts():
+    """What a killed run, or an older version, left installed was ours, too."""
+    assert rewritten([NOW, NOW + 60], journal=Journal(installed=OURS)) == [("certificate", HOUR_S)]
 
 
 def test_a_fight_of_the_future_begins_anew():
@@ -179,7 +248,7 @@ def test_what_was_done_is_told_with_what_is_waited_for():
     """A change stays open until a run ends with nothing left to do; then it is not touched any more."""
     old, new = Change(NOW, "clock", "...", ("restarted",)), Change(NOW, "deleted", "...", waits="nothing yet")
     pending = Step("C1", "wait", "request ID 7 is pending", until=NOW + 60)
-    asked = causes.settled((old, new), [Step("C4", "submit", "")], causes.waits(pending))
+    asked = causes.settled((old, new), [Step("L0", "notice", ""), Step("C4", "submit", "")], causes.waits(pending))
     assert asked[0] == old
     assert causes.done(asked[1]) == "asked the CA, waiting: request ID 7 is pending, until 2027-01-15 08:01:00 UTC"
     ended = causes.settled(asked, [Step("C1", "poll", ""), Step("L7", "install", "")], causes.waits(Step("C6", "nothing", "all is well")))
