@@ -6,7 +6,7 @@ from typing import FrozenSet, Optional, Tuple
 
 from scx_enroll import agent as agents
 from scx_enroll.agent import Agent
-from scx_enroll.errors import AgentNotReady, HostError
+from scx_enroll.errors import HostError, NeedsPerson
 from scx_enroll.rootfs import MAX_LINKS, Root
 
 MAX_GROUP_BYTES = 1 << 20  # a host's own groups; those of a directory stand in no file
@@ -72,7 +72,7 @@ def demand(root: Root, agent: Agent) -> None:
 
 
 def demand_two(root: Root, agent: Agent) -> None:
-    """Raise AgentNotReady where the key is read through the certificate's name, which a run gives to a bare certificate."""
+    """Raise NeedsPerson where the key is read through the certificate's name, which a run gives to a bare certificate."""
     certificate, name, hops = root.entry(agent.certificate).path, agent.key, 0
     reason = f"the agent reads its key through the name of its certificate, {agent.certificate}: a new one there would take the key away"
     while hops < MAX_LINKS:
@@ -81,7 +81,7 @@ def demand_two(root: Root, agent: Agent) -> None:
             own = f"{agent.certificate.removesuffix('.pem')}-key.pem"
             then = f", then keyfile={own} in {agent.conf}, and {agent.scxadmin} -restart"
             copy = f"cp -p --remove-destination {agent.certificate} {agent.key}" if hops else f"cp -p {agent.certificate} {own}{then}"
-            raise AgentNotReady(reason, f"give the key a file of its own: {copy}")
+            raise NeedsPerson(reason, f"give the key a file of its own: {copy}")
         if entry.kind != "link":
             break
         name, hops = os.path.join(entry.path.rpartition("/")[0] or "/", entry.text), hops + 1

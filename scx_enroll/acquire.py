@@ -185,7 +185,7 @@ class Acquisition:
             return False
         self.pool = answer.chain
         best = max((held.not_after for held in want.held if not held.mismatches), default=0)
-        if best and not wish.renew and not want.new_key and contact.ends <= best:
+        if best and not wish.renew and contact.ends <= best:
             message = f"a new certificate of {ca.server} would last no longer than the one held: its own ends then"
             self.records.fail(ca, want.inputs, "later", CARefused(message, f"renew the CA certificate of {ca.server}"))
             return False

@@ -4,11 +4,11 @@ import os
 from contextlib import contextmanager
 from typing import Callable, Iterator, TypeVar
 
-from scx_enroll import activate, plan, sealing, transaction
+from scx_enroll import activate, causes, plan, sealing, transaction
 from scx_enroll import config as configs
 from scx_enroll.activate import Site
 from scx_enroll.config import Config
-from scx_enroll.errors import HostError
+from scx_enroll.errors import AgentNotReady, HostError
 from scx_enroll.job import Options, Stopped, Tools
 from scx_enroll.rootfs import Root
 
@@ -37,8 +37,9 @@ def locked(root: Root, options: Options, tools: Tools) -> Iterator[Site]:
         yield site
 
 
-def begun(root: Root, options: Options, tools: Tools, work: Callable[[Site], T], *, seals: bool = False) -> T:
-    """Take the lock, see whose state it is, finish or undo what a killed run left, even where no configuration is read; then `work`."""
+@contextmanager
+def settled(root: Root, options: Options, tools: Tools, *, seals: bool = False) -> Iterator[Site]:
+    """Hold the lock, the state loaded, which is this machine's. Raises Sealed, unless the work `seals`."""
     with locked(root, options, tools) as site:
         for done in sealing.settle(site, options.config, seals=seals):
             if done.action == "set_aside":
@@ -46,10 +47,27 @@ def begun(root: Root, options: Options, tools: Tools, work: Callable[[Site], T],
             tools.acted(done)
             for note in sealing.named_in_full(site, options.config) if done.action == "set_aside" else ():
                 tools.noted(note)
+        yield site
+
+
+def begun(root: Root, options: Options, tools: Tools, work: Callable[[Site], T], *, seals: bool = False, holds: bool = False) -> T:
+    """Take the lock, see whose state it is, finish or undo what a killed run left, even where no configuration is read; then `work`.
+
+    Work that only `holds` is done where that can't be finished now, too; the next run does it first.
+    """
+    with settled(root, options, tools, seals=seals) as site:
         activate.settle_command(site)
         step = plan.interrupted(site.store.journal)
+        try:
+            if step:
+                transaction.proceed(site)
+        except AgentNotReady as problem:
+            if not holds:
+                raise
+            tools.noted(f"what an interrupted run began is still open, and the next run goes on with it: {problem.message}")
+            step = None
         if step:
-            transaction.proceed(site)
+            site.store.update(changes=causes.settled(site.store.journal.changes, (step,), "nothing yet"))
             tools.acted(step)
         return work(site)
 

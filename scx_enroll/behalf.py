@@ -13,7 +13,7 @@ from scx_enroll import journal as j
 from scx_enroll.acquire import Acquisition, Want
 from scx_enroll.activate import Site
 from scx_enroll.asking import CA as CA_TABLE
-from scx_enroll.begin import config_of, locked
+from scx_enroll.begin import config_of, settled
 from scx_enroll.case import Observed, Step, Wish
 from scx_enroll.config import CA, Config
 from scx_enroll.enroll import MAX_STEPS
@@ -119,7 +119,7 @@ def submit(
     root: Root, options: Options, tools: Tools, foreign: Foreign, ca: str, request_id: Optional[int] = None
 ) -> Ended:
     """Get the certificate for another host's request. `ca`: one CA alone; `request_id`: the operator knows it."""
-    with locked(root, options, tools) as site:
+    with settled(root, options, tools) as site:
         config = config_of(root, options)
         weak = verify.weakness(foreign.key, verify.Rules(minimum_key=config.agent.minimum_key))
         if weak:

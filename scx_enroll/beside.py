@@ -167,7 +167,8 @@ class Beside:
             os.mkdir(temporary, 0o700, dir_fd=folder)
             try:
                 with self._inside(folder, temporary) as inner:
-                    write(inner, PAIR_CERTIFICATE, certificate, 0o444)
+                    secret = b"PRIVATE KEY-----" in certificate  # a file with both is for the agent's account alone
+                    write(inner, PAIR_CERTIFICATE, certificate, 0o400 if secret else 0o444, owner if secret else None)
                     write(inner, PAIR_KEY, key, 0o400, owner)
                     os.fchmod(inner, 0o755)  # whatever the umask; the agent's account goes through
             except BaseException:
@@ -195,7 +196,7 @@ class Beside:
 
         Says whether it is the key, and stands nowhere else: what somebody put in its place is given to nobody.
         """
-        with self.folder(path) as (folder, _), self._inside(folder, pair) as inner:
+        with self.folder(path) as (folder, _), suppress(FileNotFoundError, NotADirectoryError), self._inside(folder, pair) as inner:
             try:
                 key = os.open(PAIR_KEY, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inner)
             except OSError:
@@ -211,6 +212,7 @@ class Beside:
                 return True
             finally:
                 os.close(key)
+        return False
 
     def remove_pairs(self, path: str) -> None:
         """Remove the link and every pair, keys included: both names are regular again."""

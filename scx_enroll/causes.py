@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Callable, Mapping, Optional, Sequence, Tuple
 
+from scx_enroll import machine
 from scx_enroll.case import Step
 from scx_enroll.journal import DAY_S, HOUR_S, Change, Fight, Journal, Known, Place
 
@@ -201,7 +202,7 @@ def _configured(one: Compared) -> str:
 
 def _renamed(one: Compared) -> str:
     was, now = one.was.host, one.now.known.host
-    return f"this host calls itself {now}, and was {was}" if was and now and was != now else ""
+    return f"this host calls itself {now}, and was {was}" if was and now and not machine.same_name(was, now) else ""
 
 
 def _clock(one: Compared) -> str:

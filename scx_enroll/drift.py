@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Callable, Optional, Sequence, Tuple
 
-from scx_enroll import __version__, causes, naming, places, plan, verify
+from scx_enroll import __version__, causes, machine, naming, places, plan, verify
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
 from scx_enroll.activate import Site
@@ -89,7 +89,8 @@ def _sight(site: Site, config: Config, view: View) -> Sight:
     meaning = f"{__version__} {hashlib.sha256(repr(config).encode()).hexdigest()}"
     now = site.clock()
     written = [one.origin.obtained for one in generations] + [change.at for change in store.journal.changes]
-    known = replace(was, config=meaning, clock=causes.clock(now, store.journal.known, written), host=naming.short_name(root))
+    host = machine.host_name(naming.short_name(root)) or was.host
+    known = replace(was, config=meaning, clock=causes.clock(now, store.journal.known, written), host=host)
     if found is None:
         path = was.program.partition(" ")[0]
         gone = bool(path) and root.resolve(path).kind != "file"

@@ -382,7 +382,7 @@ def hold(root: Root, options: Options, tools: Tools, reason: str, until: int = 0
         site.store.update(hold=reason, hold_until=until, fights=journal.fights if reason else ())
         return before
 
-    return begun(root, options, tools, work)
+    return begun(root, options, tools, work, holds=True)
 
 
 def seal(root: Root, options: Options, tools: Tools, work: Callable[[Site], T]) -> T:

@@ -39,6 +39,10 @@ class AgentNotReady(EnrollError):
     exit_status = 4
 
 
+class NeedsPerson(AgentNotReady):
+    """No time mends it: an unattended run fails."""
+
+
 class Sealed(AgentNotReady):
     """This host is an image's, and nothing is done until its clone is another machine; an unattended run says so and succeeds."""
 

@@ -35,4 +35,5 @@ def staged(store: Store, known: Optional[Key], kind: str) -> Key:
     pem = make_key(kind)
     spki = spki_of(load_key(pem))
     store.save_key(spki, pem)
+    store.drop_keys(frozenset({spki}))  # one key waits at a time
     return Key(spki, store.key_path(spki), pem)

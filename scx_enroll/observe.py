@@ -146,6 +146,14 @@ def _process(root: Root, agent: Agent, journal: j.Journal, *, loadable: bool) ->
     return "died" if state == "stopped" and (journal.restarting or not loadable) and root.live else state
 
 
+def _note_lost_keys(held: Dict[str, Held]) -> None:
+    """Where a certificate was revoked, the older ones for its key are worth no more: the key may be what was lost."""
+    lost = {one.key for one in held.values() if one.revoked}
+    for leaf, one in held.items():
+        if one.key in lost and not one.revoked:
+            held[leaf] = replace(one, mismatches=(*one.mismatches, "revoked: another certificate for its key was"))
+
+
 def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now: int, rehearsed: Known) -> View:
     try:
         agent = agents.find(root, config.agent.layout, config.agent.port)
@@ -177,6 +185,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         if generation.id in store.journal.revoked or verify.facts(stored(generation)[0]).spki in (spki, staged.spki if staged else spki):
             one = held_as(generation, store.journal, judged)
             held[one.leaf] = one
+    _note_lost_keys(held)
     adoptable: Optional[Generation] = None
     wrong: Tuple[verify.Mismatch, ...] = ()
     if installed and installed.leaf not in held:

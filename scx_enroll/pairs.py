@@ -87,9 +87,9 @@ def _holds(root: Root, names: Names, pair: str, side: Side) -> bool:
     return same(root, f"{inside}/{PAIR_CERTIFICATE}", side.certificate) and same(root, f"{inside}/{PAIR_KEY}", side.key)
 
 
-def check(root: Root, names: Names, side: Side) -> None:
-    """Raise Disturbed where the agent does not read this pair any more."""
-    if not reads(root, names, side):
+def check(root: Root, names: Names, side: Side, *, lost: bool = False) -> None:
+    """Raise Disturbed where the agent does not read this pair any more, unless it is known to be `lost`."""
+    if not lost and not reads(root, names, side):
         raise Disturbed(*DISTURBED)
 
 
@@ -132,6 +132,18 @@ def switch(store: Store, names: Names, now: Side, then: Side) -> None:
                 beside.swap(name, j.Place(kind="link", text=text))
     look(*links)
     beside.point(names.certificate, there)
+
+
+def turn_back(store: Store, names: Names, side: Side) -> bool:
+    """Have both names lead to this pair again, whatever others wrote through the link; says whether they do: both still go through it."""
+    links = _links(store.root, names)
+    if not all(_leads(store.root, *link) for link in links):
+        return False
+    pair = _pair_of(store, names, side)
+    owned = store.beside.own(names.certificate, pair, names.owner, side.key) and all(_leads(store.root, *link) for link in links)
+    if owned:
+        store.beside.point(names.certificate, pair)
+    return owned
 
 
 def put_key(store: Store, names: Names, place: j.KeyPlace, key: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Callable, List, Optional, Tuple, Union
 
 from scx_enroll import machine
 from scx_enroll.asking import CA
-from scx_enroll.case import WINDOW, Case, Observed, Step, Wish, within_restarts
+from scx_enroll.case import WINDOW, Case, Observed, Step, Wish, within_budget, within_restarts
 from scx_enroll.journal import DAY_S, HOUR_S, Backoff, Budget, Identity, Journal, Skip
 from scx_enroll.pace import PERSON, Policy, runs_out_at
 
@@ -116,7 +116,7 @@ def _key_fought_over(case: Case) -> Optional[Step]:
 
 def _truce(case: Case, name: str) -> Optional[Step]:
     fight, seen = case.truce(name), case.seen
-    if fight is None:
+    if fight is None or (seen.running and not seen.served):  # an agent that is down has nothing to lose; the budgets bound it
         return None
     judged = f"which is not what is wanted ({'; '.join(seen.problems)})" if seen.problems else "which is valid"
     about = judged if seen.served == seen.certificate else "which is not what is installed"
@@ -136,13 +136,16 @@ def _not_installed(case: Case) -> Optional[Step]:
     if best is None or (seen.certificate == best.leaf and not seen.spoilt):
         return None
     truce = _truce(case, "certificate")
-    if truce and (seen.served or not seen.running):  # an agent that is down has nothing to lose; the restart budget bounds it
+    if truce:
         return truce
     action = "relink" if best.leaf in seen.copies else "install"
     what = f"generation {best.id} is valid{' for a new key' if best.key != seen.key else ''} and not in place"
     step = Step("L7", action, seen.spoilt if seen.certificate == best.leaf else what, generation=best.id)
     ways = 2 if seen.loadable else 1  # there and back, where there is a way back
-    return within_restarts(case, step, ways) if seen.running and seen.served != best.leaf else step
+    waits = within_restarts(case, step, ways) if seen.running and seen.served != best.leaf else step
+    if waits.action == "wait" and seen.loadable and not seen.listening:  # what is there is better than nothing
+        return within_budget(case, Step("L9", "restart", "nothing listens on the agent's port"), 1)
+    return waits
 
 
 def _not_served(case: Case) -> Optional[Step]:

@@ -4,7 +4,7 @@ from scx_enroll import access, request, service, verify
 from scx_enroll.activate import Site
 from scx_enroll.case import Step
 from scx_enroll.config import Config
-from scx_enroll.errors import AgentNotReady, ConfigError
+from scx_enroll.errors import AgentNotReady, ConfigError, NeedsPerson
 from scx_enroll.observe import View
 
 
@@ -20,7 +20,7 @@ def check_agent(site: Site, config: Config, view: View, step: Step) -> None:
         raise ConfigError(f"new-key {new_key} is weaker than minimum-key {rules.minimum_key}; nothing was asked for", cure)
     if weak and not step.new_key:
         then = f"{cure}, then: " if cure else "make a stronger one: "
-        raise AgentNotReady(f"the agent's {weak}; nothing was asked for", f"{then}scx-enroll run --rekey")
+        raise NeedsPerson(f"the agent's {weak}; nothing was asked for", f"{then}scx-enroll run --rekey")
     site.store.beside.check_folder(agent.certificate)
     if step.new_key:
         site.store.beside.check_folder(agent.key)

@@ -229,7 +229,7 @@ class Store:
         known = {other.id: other.origin.number for other in self.generations()}
         origin = replace(generation.origin, number=max(known.values(), default=0) + 1)
         newest = known.get(generation.id, origin.number)
-        self.journal = replace(self.journal, newest=max(newest, *known.values(), 0))  # saved with what comes of it
+        self.update(newest=max(newest, *known.values(), 0))  # before: a run that is killed here is no backup that was restored
         with explained(final), self._folder(sub, create=True) as folder:
             if generation.id in known:
                 return
@@ -347,6 +347,7 @@ class Store:
 
     def set_aside(self, fresh: j.Journal) -> str:
         """Move another machine's state to foreign/, and begin with a fresh journal; the budget stays. Returns where it is now."""
+        self.drop_originals()  # another machine's secret
         with explained(f"{STATE}/foreign"), self._folder("foreign", create=True) as above:
             number = max((int(name) for name in os.listdir(above) if name.isdigit()), default=0) + 1
         path = f"{STATE}/foreign/{number}"

@@ -55,8 +55,7 @@ def put_back(site: Site, agent: Agent, place: j.Place, *, running: bool, inputs:
 
 def check_way_back(site: Site, agent: Agent, place: j.Place) -> None:
     """Raise AgentNotReady, before anything is changed, where a place can't be returned to."""
-    there = stands(site.root, agent.certificate, place)
-    data = agents.read_pair(site.root, agent).certificate if there else data_of(site.store, place)
+    data = data_of(site.store, place)
     what = f"certificate {place.leaf[:16]}, which was installed before,"
     if data is None:
         raise AgentNotReady(f"{what} is in no record any more", "see: scx-enroll status")
@@ -218,9 +217,10 @@ def _turn(site: Site, agent: Agent, role: str) -> bool:
     if not entry.key or _is_there(site, agent, role):
         return bool(entry.key) or _put(site, role)
     now, then = _side(site, entry, ROLES[role]), _side(site, entry, role)
-    if now is None or then is None or then.bare or not _is_there(site, agent, ROLES[role]):
+    if now is None or then is None or then.bare:
         return False
-    pairs.switch(site.store, _names(site, agent, entry), now, then)
+    if role == "target" or not pairs.turn_back(site.store, _names(site, agent, entry), then):
+        pairs.switch(site.store, _names(site, agent, entry), now, then)
     return True
 
 
@@ -230,12 +230,12 @@ def _straighten(site: Site, agent: Agent, role: str, *, lost: bool = False) -> N
     side, key = _side(site, entry, role), entry.key_target if role == "target" else entry.key_previous
     if side and key:
         names = _names(site, agent, entry)
-        if not lost:
-            pairs.check(site.root, names, side)
+        pairs.check(site.root, names, side, lost=lost)
         accounts = entry.key_target is not None and (key.uid, key.gid) == (entry.key_target.uid, entry.key_target.gid)
         for _ in range(2):  # the account may have another number by now, and yet another while we write
             uid, gid = _names(site, agent, entry).owner if accounts else (key.uid, key.gid)
             pairs.put_key(site.store, names, replace(key, uid=uid, gid=gid), side.key)
+        pairs.check(site.root, names, side, lost=lost)
         _put(site, role)
         if role == "target":
             site.store.drop_originals()
@@ -314,6 +314,8 @@ def _forward(site: Site, agent: Agent) -> None:
     _mark(site, agent, target)
     proven = site.root.live and entry.running
     if proven:
+        if entry.key and not _is_there(site, agent, "target"):
+            raise pairs.Disturbed(*pairs.DISTURBED)  # a restart would end an agent that still serves what it has read
         prove(site, agent, target.leaf, reserve=int(_fits(site, agent, "previous")))
     _straighten(site, agent, "target")
     _settle(site, agent, "proved" if proven else "left_unproven", installed=_current(site, agent), proven=proven)
@@ -368,7 +370,7 @@ def _backward(site: Site, agent: Agent) -> None:
     restored = fits and _turn(site, agent, "previous")
     if restored:
         _mark(site, agent, previous)
-    answer = service.Served(listening=False)
+    answer = service.Served(listening=False, problem="that can't be put back")
     if restored and site.root.live and entry.running:
         answer = come_back(site, agent, previous.leaf, stopped=bool(site.store.journal.restarting))
     if restored and (not entry.running or not site.root.live or (previous.leaf and answer.leaf == previous.leaf)):

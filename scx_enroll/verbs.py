@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, Protocol, Sequence
 
-from scx_enroll.errors import Busy, EnrollError, HostError, Sealed, Unconfigured, UsageError
+from scx_enroll.errors import Busy, EnrollError, HostError, NeedsPerson, Sealed, Unconfigured, UsageError
 from scx_enroll.idle import say
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
@@ -183,6 +183,8 @@ class Call:
         """Say whether a failure that is only waited for needs a person, since what is held runs out."""
         from scx_enroll.pace import needs_a_person
 
+        if isinstance(error, NeedsPerson):
+            return True
         try:
             held = self.enroll.inspect(self.root, self.options, self.tools).view.seen.held
         except EnrollError:

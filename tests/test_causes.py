@@ -118,6 +118,7 @@ CLONED = Change(NOW, "cloned", "its state was set aside")
         pytest.param(WAS, seen(account=""), id="the account can't be told"),
         pytest.param(WAS, seen(conf=""), id="no configuration can be told"),
         pytest.param(WAS, seen(host=""), id="a tree without a name"),
+        pytest.param(WAS, seen(host="OLD.lab.test"), id="a name with its domain"),
         pytest.param(replace(WAS, known=replace(KNOWN, config="")), SAME, id="no configuration was known"),
         pytest.param(replace(WAS, known=replace(KNOWN, names="")), seen(HOST_PEM, names="/b/x.pem /b/y.pem"), id="no names were known"),
         pytest.param(Journal(installed=OURS), Sight(causes.remembered(Journal(installed=OURS))), id="no agent that can be looked at"),

@@ -245,8 +245,19 @@ def test_a_truce_over_the_key_asks_no_ca():
     journal = Journal(fights=(Fight("key", NOW - 60, NOW + 3540, HOUR_S),))
     assert told(at(EMPTY, journal)) == ("L7", "wait", NOW + 3540, 4)
     assert at(replace(EMPTY, key=""), journal).action == "make_key", "an agent without a key is down"
+    assert at(replace(EMPTY, served="", listening=False), journal).action == "submit", "and so is one whose key has no certificate"
     assert at(EMPTY, CALLED_OFF).action == "submit"
     assert at(replace(GOOD, certificate="self", served="self"), journal).action == "install"
+
+
+def test_no_room_for_two_restarts_keeps_an_agent_down():
+    """L7, L9: with a valid one to be installed and one restart left, an agent that is down is started with what it has."""
+    down = replace(GOOD, certificate="self", served="", listening=False, process="died", loadable=True)
+    one_left = restarts(2, 1800)
+    assert (*told(at(down, budget=one_left)), at(down, budget=one_left).generation) == ("L9", "restart", None, 0, "")
+    assert at(down, budget=restarts(3, 1800)).action == "wait"
+    assert at(replace(down, loadable=False), budget=one_left).action == "install"
+    assert at(replace(down, served="self", listening=True), budget=one_left).action == "wait", "what is served can wait"
 
 
 def test_the_agent_has_no_key():
@@ -1046,7 +1057,7 @@ def submits_only_where_allowed(seen, policy, journal, budget, wish):
     assert len(sent) < policy.submissions_per_day
     assert not (journal.held(NOW) or seen.blocked or seen.busy or seen.locked)
     assert seen.key
-    assert not in_truce(journal, "key") or [held for held in seen.held if not held.mismatches]
+    assert not in_truce(journal, "key") or [held for held in seen.held if not held.mismatches] or (seen.running and not seen.served)
     assert journal.installation.state == "settled"
     assert step.ca in policy.cas
     if step.action == "repeat":
@@ -1080,7 +1091,8 @@ def restarts_only_where_allowed(seen, policy, journal, budget, wish):
         good = seen.served and seen.served_until > policy.opens > NOW and seen.running
         assert not (good and restarts_it) or seen.foreign_key or any(h.revoked for h in seen.held if h.leaf == seen.served)
         if not step.generation:
-            assert (step.action, step.row, seen.listening, bool(journal.restarting), seen.loadable) == ("restart", "L9", False, True, True)
+            assert (step.action, step.row, seen.listening, seen.loadable) == ("restart", "L9", False, True)
+            assert journal.restarting or (seen.running and available_restarts(budget, NOW) == 1), "one is left: to start what is there"
             return
         held = next(h for h in seen.held if h.id == step.generation)
         assert not held.mismatches

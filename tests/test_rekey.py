@@ -342,8 +342,11 @@ def test_a_package_script_runs_while_the_agent_gets_its_new_key(
             if refused:
                 host.refuse_new()
             points = script_at(point, host, script)
-            scene.run(parts={"store": points.store})
+            first = scene.run(parts={"store": points.store})
             where = f"{script} at point {point} of {len(points.names)}"
+            if not refused:
+                assert first.status != 10, f"{where}: {first}"
+                assert scene.served or script == "purge and install", where
             host.accept_all()
             for _ in range(6):
                 if script == "purge and install" and not scene.served:
@@ -425,6 +428,33 @@ def test_a_revoked_certificate_takes_its_key_with_it(scene: Scene) -> None:
         assert (spki(scene.host) != before, scene.issued - issued) == (expected, int(expected)), ended
     assert ended.status == 6
     assert spki(scene.host) != first
+
+
+def test_a_revoked_certificate_leaves_its_key_to_an_older_one(scene: Scene) -> None:
+    """A renewal comes long before the former one ends: that is for the same key, which may be what was lost."""
+    scene.offset_s += 3700
+    scene.cas[0].switches.date_offset = scene.offset_s
+    held = scene.run(renew=True).result
+    assert held is not None
+    assert len(held.view.seen.held) == 2
+    before, issued = spki(scene.host), scene.issued
+    scene.cas[0].authority.revoke(max(held.view.seen.held, key=lambda one: one.number).request_id)
+    scene.offset_s += 11 * 24 * 3600
+    scene.cas[0].switches.date_offset = scene.offset_s
+    ended = scene.run()
+    assert (ended.status, scene.issued - issued) == (0, 1), ended
+    assert spki(scene.host) != before
+
+
+def test_two_new_keys_wait_at_once(scene: Scene) -> None:
+    """The certificate of the one would be taken for nobody's, and the other kept: one key waits at a time, the one asked for last."""
+    scene.cas[0].switches.unavailable = "post"
+    for kind in ("ec:secp256r1", "ec:secp384r1", "ec:secp256r1", "ec:secp384r1"):
+        scene.configure(new_key=kind)
+        scene.offset_s += 3700
+        scene.cas[0].switches.date_offset = scene.offset_s
+        scene.run(renew=True, rekey=True)
+        assert len(list((scene.state / "keys").iterdir())) <= 1, kind
 
 
 def test_a_new_key_waits_for_its_certificate(scene: Scene) -> None:

@@ -270,7 +270,7 @@ REPLACED = ["write file", "fchmod file", "fsync file", "rename", "fsync folder"]
         (lambda s: s.save_journal(j.Journal()), REPLACED),
         (lambda s: s.save_budget(j.Budget()), REPLACED),
         (lambda s: s.save_original(b"x", "a" * 64), REPLACED),
-        (lambda s: s.add_generation(Generation(ID, b"x", b"y", j.Origin())), ["mkdir", *REPLACED * 3, "rename", "fsync folder"]),
+        (lambda s: s.add_generation(Generation(ID, b"x", b"y", j.Origin())), [*REPLACED, "mkdir", *REPLACED * 3, "rename", "fsync folder"]),
         (lambda s: s.beside.make_copy(NAME, "c.pem", b"x", place()),
          ["write file", "fchown file", "fchmod file", "fsync file", "link", "unlink", "fsync folder"]),
         (lambda s: s.beside.swap(NAME, place(text="x")), ["symlink", "rename", "fsync folder"]),
