@@ -97,13 +97,13 @@ def _sight(site: Site, config: Config, view: View) -> Sight:
         return Sight(replace(known, program=path if gone else was.program), newest=newest, generations=tuple(g.id for g in generations))
     agent, account = found.agent, agents.owner(root, found.agent)
     program, conf = agents.marks(root, agent.layout)
-    odd = seen.live and seen.listening and seen.served != seen.certificate
+    odd = seen.served != seen.certificate
     known = replace(
         known, key=seen.key, place=places.place_of(root, agent, found.pair), program=program, conf=conf, locked=seen.locked,
         account=f"{agent.account} {account[0]}" if account else "", served=seen.served if odd else "",
         names=f"{agent.certificate} {agent.key}",
     )
-    older = next((one.id for one in seen.held if odd and one.leaf == seen.served), "")
+    older = next((one.id for one in seen.held if one.leaf == seen.served), "")
     return Sight(
         known, agent.certificate, _signer(found.installed), found.installed is None or found.installed.spki == seen.key, older,
         tuple(one.id for one in generations), newest, seen.aside,
