@@ -24,7 +24,7 @@ demo: $(ENV)/.package ## show what the program is for, with a CA and an agent of
 
 test: fast lint matrix slow ## install what is needed and run everything
 
-fast: $(ENV)/.test ## the tests that are done in seconds
+fast: $(ENV)/.test ## the tests that are done in a few minutes
 	$(PYTEST) -q -n auto -m "not slow"
 
 # Most of it waits for processes, so more workers than cores; one of them is asleep for a while.
