@@ -155,8 +155,11 @@ def test_an_agent_that_is_not_found_is_gone_only_where_its_program_is(spot: Spot
         os.unlink(spot.host.path(SERVER))
     was = spot.store.journal.known
     assert was
+    spot.site.root.live = False
+    for name in ("/etc/hostname", "/etc/hosts"):
+        os.unlink(spot.host.path(name))
     known = spot.sight(spot.view(found=False)).known
-    assert (known.program, known.key, known.place, known.account) == (expected, was.key, was.place, was.account)
+    assert (known.host, known.program, known.key, known.place, known.account) == ("host1", expected, was.key, was.place, was.account)
 
 
 def test_an_agent_that_was_never_there(spot: Spot) -> None:

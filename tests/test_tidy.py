@@ -110,6 +110,7 @@ def test_which_key_a_certificate_is_asked_for(host: LabHost, waits: str, asked: 
     got = keys.staged(store, known, EC)
     assert (got == known) is again
     assert got.pem == store.key(got.spki)
+    assert store.kept_keys() == {got.spki}, "one waits at a time"
     if not again:
         assert kind_of(load_key(got.pem).public_key()) == EC
 
@@ -175,6 +176,33 @@ def test_somebody_writes_between_the_links_and_the_commit(host: LabHost) -> None
         pairs.switch(store, names, now, then)
     assert host.read(host.certificate) == theirs
     assert host.read(host.key) == now.key
+
+
+def test_back_to_the_old_pair_whatever_was_written_through_the_links(host: LabHost) -> None:
+    """A script wrote a certificate of its own into our folder: the agent gets the old pair back, from a folder that holds it whole."""
+    store, names = store_of(host), names_of(host)
+    now, then = sides(host)
+    assert not pairs.turn_back(store, names, now), "no name goes through the link"
+    pairs.switch(store, names, now, then)
+    for name in (host.certificate, host.key):
+        host.write_through(name, b"theirs")
+    os.unlink(host.path("/etc/opt/omi/ssl/scx-enroll-pair-1/cert.pem"))
+    assert pairs.turn_back(store, names, now)
+    assert pairs.reads(store.root, names, now)
+
+
+@pytest.mark.parametrize("name", ["certificate", "key"])
+def test_there_is_no_way_back_through_one_link(host: LabHost, name: str) -> None:
+    """Somebody put a file of their own at one of the names: turning the link would give the agent half of a pair."""
+    store, names = store_of(host), names_of(host)
+    now, then = sides(host)
+    pairs.switch(store, names, now, then)
+    path = Path(host.path(getattr(host, name)))
+    path.unlink()
+    path.write_bytes(b"theirs")
+    before = host.snapshot()
+    assert not pairs.turn_back(store, names, now)
+    assert host.snapshot() == before
 
 
 def test_which_pair_the_agent_would_read(host: LabHost) -> None:
