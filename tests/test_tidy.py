@@ -205,6 +205,25 @@ def test_there_is_no_way_back_through_one_link(host: LabHost, name: str) -> None
     assert host.snapshot() == before
 
 
+@pytest.mark.parametrize("what", ["our key", "a name"])
+def test_somebody_writes_before_the_turn_back(host: LabHost, what: str) -> None:
+    """In the last moment: the link is not turned to a key that is not ours, nor for one name alone."""
+    store, names = store_of(host), names_of(host)
+    now, then = sides(host)
+    pairs.switch(store, names, now, then)
+    real = store.beside.own
+
+    def own(*rest: Any) -> bool:
+        path = Path(host.path(f"{os.path.dirname(host.key)}/scx-enroll-pair-1/key.pem" if what == "our key" else host.key))
+        path.unlink()
+        path.write_bytes(b"theirs")
+        return real(*rest)
+
+    store.beside.own = own  # type: ignore[method-assign]
+    assert not pairs.turn_back(store, names, now)
+    assert os.readlink(host.path("/etc/opt/omi/ssl/scx-enroll-pair")) == "scx-enroll-pair-2"
+
+
 def test_which_pair_the_agent_would_read(host: LabHost) -> None:
     """A pair without a certificate is read as one where there is none; and only as such."""
     root, names = Root(host.root), names_of(host)
