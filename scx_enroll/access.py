@@ -75,7 +75,7 @@ def demand_two(root: Root, agent: Agent) -> None:
     """Raise NeedsPerson where the key is read through the certificate's name, which a run gives to a bare certificate."""
     certificate, name, hops = root.entry(agent.certificate).path, agent.key, 0
     reason = f"the agent reads its key through the name of its certificate, {agent.certificate}: a new one there would take the key away"
-    while hops < MAX_LINKS:
+    while hops <= MAX_LINKS:
         entry = root.entry(name)
         if entry.path == certificate:
             own = f"{agent.certificate.removesuffix('.pem')}-key.pem"

@@ -69,7 +69,9 @@ class Run:
         new_key = waits or (step is not None and step.new_key)
         key = Key(seen.key, ready.agent.key, ready.pair.key)
         if new_key:
-            key = keys.staged(self.site.store, ready.staged, self.config.agent.new_key)
+            key, kind = keys.staged(self.site.store, ready.staged, self.config.agent.new_key), self.config.agent.new_key
+            if ready.staged is None or key.spki != ready.staged.spki:
+                self.site.noted(f"a new key was made, {kind}; it comes into service with its certificate")
 
         def judge(ca: CA, leaf: bytes, pool: Tuple[bytes, ...]) -> Tuple[verify.Mismatch, ...]:
             path = observe.rehearsal(self.site.root, key.path, key.pem, self.rehearsed)
@@ -240,9 +242,20 @@ def run(root: Root, options: Options, tools: Tools) -> Result:
 
     def work(site: Site) -> Result:
         run = _run(site, options, tools)
+        if options.wish.rekey:
+            _refuse_two_wishes(site, run.look())
         return run.converge(*(run.tell(sealing.accept_name(site, run.config)) if options.accept_name else ()))
 
     return begun(root, options, tools, work)
+
+
+def _refuse_two_wishes(site: Site, view: View) -> None:
+    """Raise AgentNotReady where a new key is asked for while a CA still has a request for the present one."""
+    request = site.store.journal.request
+    if request.state != "none" and request.spki == view.seen.key:
+        known = "with an ID that is not known" if request.id is None else f"ID {request.id}"
+        then = "wait until it is decided, or have it denied there, then: scx-enroll run --rekey"
+        raise AgentNotReady(f"a request for the present key, {known}, is open at {request.ca}; no new key was made", then)
 
 
 def _run(site: Site, options: Options, tools: Tools) -> Run:

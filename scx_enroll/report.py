@@ -183,6 +183,15 @@ def _changed(changes: Sequence[Mapping[str, Any]]) -> List[List[str]]:
     return [row for what, done in told for row in (["changed", what], ["  done", done])]
 
 
+def _next(facts: Mapping[str, Any]) -> List[List[str]]:
+    shown = {
+        "next": f"{facts['row']} {facts['action']}: {facts['reason']}",
+        "  not before": when(facts["until"]) if facts["until"] else "",
+        "  hint": facts["hint"],
+    }
+    return [[name, text] for name, text in shown.items() if text]
+
+
 def as_status(facts: Mapping[str, Any]) -> str:
     """Return a document as `status` shows it."""
     if "error" in facts:
@@ -230,16 +239,14 @@ def as_status(facts: Mapping[str, Any]) -> str:
     rows.append(["last 24 hours", f"{spent}, restarts {budget['restarts']} (of {allowed})"])
     rows += _changed(facts["changes"][-SHOWN_CHANGES:])
     rows += [["note", note] for note in facts["notes"]]
-    rows.append(["next", f"{facts['row']} {facts['action']}: {facts['reason']}"])
-    if facts["until"]:
-        rows.append(["  not before", when(facts["until"])])
+    rows += _next(facts)
     return "".join(f"{name + ':':16}{value}\n" for name, value in rows) + f"as of {when(facts['time'])}\n"
 
 
-def as_end(facts: Mapping[str, Any], *, failed: bool, wished: bool = False) -> str:
+def as_end(facts: Mapping[str, Any], *, failed: bool, wished: str = "") -> str:
     """Return the last lines of a run that was not stopped by an error: what is in service, or what it waits for.
 
-    `wished`: a certificate was asked for by --renew; what failed then is not tried again by itself.
+    `wished`: "--renew" or "--rekey", by which a certificate was asked for; what failed then is not tried again by itself.
     """
     lines = [f"scx-enroll: note: {note}" for note in facts["notes"]]
     changed = any(act["action"] in ("install", "relink", "roll_back", "adopt") for act in facts["acts"])
@@ -248,10 +255,12 @@ def as_end(facts: Mapping[str, Any], *, failed: bool, wished: bool = False) -> s
     if facts["exit_status"]:
         waits = facts["until"] and not failed
         lines.append(f"scx-enroll: {'waiting' if waits else 'error'}: {facts['reason']}")
-        if facts["until"] and not (failed and wished):
+        gone = wished and not facts["request"]
+        if facts["until"] and not gone:
             lines.append(f"scx-enroll: next attempt not before {when(facts['until'])}")
         if facts["hint"]:
-            lines.append(f"scx-enroll: hint: {facts['hint']}")
+            again = f"scx-enroll run {wished}" if gone else "scx-enroll run --now"
+            lines.append(f"scx-enroll: hint: {facts['hint'].replace('scx-enroll run --now', again)}")
         return "\n".join(lines) + "\n"
     end = facts["reason"] if facts["acts"] or facts["action"] != "nothing" else f"nothing to do: {facts['reason']}"
     lines.append(f"scx-enroll: {end}")

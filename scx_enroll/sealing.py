@@ -194,8 +194,8 @@ def unseal(site: Site, config: str) -> bool:
     return True
 
 
-def told(sealed: Seal) -> str:
-    """Return what was made of a host that is to be an image, and what is left to do."""
+def told(sealed: Seal, root: str) -> str:
+    """Return what was made of a host that is to be an image, and what is left to do; `root`: the path of its tree, "/" for this host."""
     lines = ["sealed: runs do nothing here until another machine has this state"]
     if sealed.deleted:
         lines.append(f"the agent's key {sealed.deleted} and its certificates are deleted; its own tool makes new ones at first boot")
@@ -212,5 +212,6 @@ def told(sealed: Seal) -> str:
     if sealed.hold:
         otherwise = "scx-enroll seal --undo, scx-enroll release, and seal again"
         lines.append(f"note: each clone will be held: {sealed.hold}; where that is not meant: {otherwise}")
-    lines.append("next: truncate -s 0 /etc/machine-id, shut the host down, make the image")
+    here = root == "/"
+    lines.append(f"next: truncate -s 0 {'' if here else root}/etc/machine-id, {'shut the host down, ' if here else 'then '}make the image")
     return "".join(f"scx-enroll: {line}\n" for line in lines)

@@ -10,8 +10,9 @@ from scx_enroll.store import Store
 
 
 def drop_keys(store: Store, seen: Observed) -> None:
-    """Remove the keys that wait for nothing any more."""
-    wanted = {held.key for held in seen.held if not held.revoked} | {store.journal.request.spki}
+    """Remove the keys that wait for nothing any more: what was asked for last counts."""
+    newest = max((held for held in seen.held if not held.revoked), key=lambda held: held.number, default=None)
+    wanted = {newest.key if newest else "", store.journal.request.spki}
     if store.kept_keys() - (wanted - {seen.key}):
         store.drop_keys(frozenset(wanted - {seen.key}))
 

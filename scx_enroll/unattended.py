@@ -14,7 +14,8 @@ from scx_enroll.rootfs import Root
 from scx_enroll.store import MAX_STATE_BYTES, STATUS
 
 HOUR_S = 3600  # between two looks of the timer
-SOON_S = 300  # until the next look in the hour after the boot, when network, clock, agent and CA may be late; or while others are at work
+SOON_S = 300  # until the next look in the hour after the boot, when network, clock, agent and CA may be late
+QUIET_S = 30  # until the next look while others are at work
 LEAST_S = 10  # whatever the reason: no host looks in a loop
 MAX_CGROUP_BYTES = 1 << 16  # one line, or one for each of a dozen controllers
 
@@ -34,8 +35,8 @@ def look_again(status: int, until: Optional[int], now: int, *, others: bool = Fa
     `until`: when the run that ended with `status` would decide something else; `others`: they are at work, for nobody knows how long.
     """
     left = until - now if until is not None else HOUR_S
-    unsure = others or (status != 0 and systemd.age_s() < HOUR_S)
-    soon = min(left, SOON_S) if unsure else left
+    early = status != 0 and systemd.age_s() < HOUR_S
+    soon = min(left, QUIET_S) if others else min(left, SOON_S) if early else left
     return soon < HOUR_S and systemd.look_again(max(soon + 1, LEAST_S)) and soon != left
 
 

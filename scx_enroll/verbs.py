@@ -101,7 +101,8 @@ class Call:
             say(sys.stdout, self.report.as_json(facts))
         elif not self.quiet or status or facts["acts"] or self.flag("verbose"):
             stream = sys.stderr if facts["exit_status"] else sys.stdout
-            say(stream, self.report.as_end(facts, failed=result.failure is not None, wished=self.options.wish.renew))
+            wished = "--rekey" if self.options.wish.rekey else "--renew" if self.options.wish.renew else ""
+            say(stream, self.report.as_end(facts, failed=result.failure is not None, wished=wished))
         return int(status)
 
     def _carefully(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -325,7 +326,7 @@ class Call:
             say(sys.stdout, "scx-enroll: " + ("not sealed any more; the next run goes on\n" if undone else "this host is not sealed\n"))
             return 0
         sealed = self._carefully(self.enroll.seal, lambda site: sealing.seal(site, self.options.config, delete_key=self.flag("delete_key")))
-        say(sys.stdout, sealing.told(sealed))
+        say(sys.stdout, sealing.told(sealed, self.root.path))
         return 0
 
 

@@ -10,6 +10,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Tuple
 
@@ -444,6 +445,37 @@ def test_a_revoked_certificate_leaves_its_key_to_an_older_one(scene: Scene) -> N
     ended = scene.run()
     assert (ended.status, scene.issued - issued) == (0, 1), ended
     assert spki(scene.host) != before
+
+
+def test_a_new_key_is_asked_for_while_a_request_for_the_present_one_is_open(scene: Scene) -> None:
+    """Who fears for a key must not believe that it is being replaced, when the next certificate is for the same one."""
+    scene.cas[0].switches.mode = "pending"
+    assert scene.run(renew=True).status == 7
+    before, posts = scene.remembered(), scene.posts
+    ended = scene.run(renew=True, rekey=True)
+    assert (ended.status, ended.rows) == (4, ())
+    assert "no new key was made" in ended.message
+    assert "scx-enroll run --rekey" in ended.hint
+    assert scene.posts == posts
+    assert {name for name in scene.remembered() if name.startswith("keys/")} == {name for name in before if name.startswith("keys/")} == set()
+
+
+def test_a_new_key_that_waits_for_the_window_is_overtaken(scene: Scene) -> None:
+    """The certificate that was asked for last counts; a private key that nothing leads to any more does not stay."""
+    later = time.localtime(scene.tools().clock() + 6 * 3600)
+    scene.configure(restart_window=f"{later.tm_hour:02}:00-{later.tm_hour:02}:30")
+    assert scene.run(renew=True, rekey=True).status == 4
+    assert len(list((scene.state / "keys").iterdir())) == 1
+    scene.offset_s += 3700
+    scene.cas[0].switches.date_offset = scene.offset_s
+    scene.run(renew=True)
+    scene.configure(restart_window="")
+    for _ in range(2):
+        scene.offset_s += 3700
+        scene.cas[0].switches.date_offset = scene.offset_s
+        ended = scene.run()
+    assert ended.status == 0, ended
+    assert list((scene.state / "keys").iterdir()) == []
 
 
 def test_two_new_keys_wait_at_once(scene: Scene) -> None:

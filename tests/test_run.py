@@ -978,6 +978,7 @@ def test_package_manager_at_work_stops_every_verb(scene: Scene, tmp_path: Path, 
         assert done.returncode == 4, done.stderr
         assert "dpkg" in done.stderr
         assert scene.run().status == 4
+        assert scene.command("hold", "freeze").returncode == scene.command("release").returncode == 0, "they change nothing of the agent's"
         unchanged(scene, before, served)
     finally:
         holder.kill()

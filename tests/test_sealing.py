@@ -257,7 +257,7 @@ def test_a_hold_outlives_the_image(scene: Scene, how: str) -> None:
     enroll.hold(scene.root(live=False), enroll.Options(), scene.tools(), "change freeze", 2_000_000_000)
     if how != "nobody sealed":
         sealed = seal(scene, delete_key=how == "key deleted")
-        assert "each clone will be held: change freeze" in sealing.told(sealed)
+        assert "each clone will be held: change freeze" in sealing.told(sealed, "/")
     if how == "undone":
         unseal(scene)
     other = clone(scene, 0 if how == "undone" else 1)
@@ -274,7 +274,7 @@ def test_a_request_that_a_sealed_host_leaves_is_named(scene: Scene, ca: LabCA) -
     finally:
         ca.switches.mode = "issue"
     sealed = seal(scene)
-    assert f"request ID {sealed.request.id} at {ca.server}" in sealing.told(sealed)
+    assert f"request ID {sealed.request.id} at {ca.server}" in sealing.told(sealed, "/")
     other = clone(scene, 1)
     other.run(live=False)
     assert journal(other).request.id != sealed.request.id
@@ -385,7 +385,7 @@ def test_a_new_key_that_waits_is_not_in_the_image(scene: Scene, ca: LabCA) -> No
     ca.switches.mode = "pending"
     try:
         assert scene.run(live=False, renew=True, rekey=True).status == 7
-        told = sealing.told(seal(scene))
+        told = sealing.told(seal(scene), "/")
         assert f"request ID {journal(scene).request.id}" in told
         assert "the new key that it is for is not kept" in told
         unseal(scene)
@@ -430,7 +430,44 @@ def test_a_clone_is_told_once(scene: Scene) -> None:
     assert [what for kind, what in told if kind == "cause"] == ["the state is another machine's: machine-id, product UUID differ"]
     assert [change.cause for change in journal(other).changes] == ["cloned"]
     assert told[1] == ("act", "what was known here is in /var/lib/scx-enroll/foreign/1 now")
-    assert not [what for kind, what in told if kind == "note"], "each clone has a name of its own"
+    notes = [what for kind, what in told if kind == "note"]
+    assert [note.partition(",")[0] for note in notes] == ["a new key was made"], "each clone has a name of its own"
+
+
+def test_the_last_step_of_an_image_is_not_done_to_the_host_that_builds_it(scene: Scene) -> None:
+    """It would lose its own machine-id, and be shut down."""
+    sealed = seal(scene)
+    assert sealing.told(sealed, "/").endswith("next: truncate -s 0 /etc/machine-id, shut the host down, make the image\n")
+    assert sealing.told(sealed, "/mnt/image").endswith("next: truncate -s 0 /mnt/image/etc/machine-id, then make the image\n")
+
+
+def test_a_private_key_that_was_saved_with_a_certificate_does_not_travel(scene: Scene) -> None:
+    """It is another machine's secret; in foreign/ it would outlive everything."""
+    scene.run(live=False)
+    saved = scene.state / "original" / f"{'a' * 64}.pem"
+    saved.write_bytes(Path(scene.host.path(scene.host.certificate)).read_bytes() + Path(scene.host.path(scene.host.key)).read_bytes())
+    saved.chmod(0o600)
+    other = clone(scene, 1)
+    look(other)
+    assert other.acted == ["L0"]
+    assert list(other.state.glob("foreign/1/generations/*"))
+    assert not [path for path in other.state.glob("foreign/**/*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
+    assert saved.exists(), "the original keeps what is its own"
+
+
+def test_a_gateways_clone_does_not_go_on_with_the_requests_of_the_original(scene: Scene, ca: LabCA) -> None:
+    """The certificate that comes of one is fetched once, by who asked for it; and an image asks for none."""
+    csr = scene.etc / "other.csr"
+    csr.write_text(scene.command("csr", live=False).stdout)
+    ca.switches.mode = "pending"
+    try:
+        assert scene.command("submit", str(csr), live=False).returncode in (2, 7)
+    finally:
+        ca.switches.mode = "issue"
+    seal(scene)
+    done = scene.command("submit", str(csr), live=False)
+    assert done.returncode == 4
+    assert "this host is sealed" in done.stderr or "sealed" in done.stderr
 
 
 def test_one_part_differs(scene: Scene) -> None:
@@ -448,7 +485,7 @@ def test_a_clone_whose_name_is_written_out_is_told_so(scene: Scene) -> None:
     other, notes = clone(scene, 1), []  # type: ignore[var-annotated]  # of str
     for _ in range(2):
         other.run(live=False, parts={"noted": notes.append})
-    assert [note.partition(": ")[0] for note in notes] == ["name = host1.lab.test is written out in [host]"]
+    assert [note.partition(": ")[0] for note in notes if "key" not in note] == ["name = host1.lab.test is written out in [host]"]
 
 
 @pytest.mark.slow

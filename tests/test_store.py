@@ -347,6 +347,14 @@ def test_somebody_uses_up_the_names_of_pairs(store, tree):
 
 
 @as_root
+def test_a_certificate_with_a_key_in_its_file_is_readable_by_all(store, tree):
+    """A pair's certificate is for everybody, unless the agent's file held the key besides."""
+    pairs = [store.beside.make_pair(NAME, data, b"key\n", (NOBODY, NOBODY)) for data in (b"leaf\n", b"leaf\n-----BEGIN PRIVATE KEY-----\n")]
+    found = [os.stat(tree / SSL[1:] / pair / "cert.pem") for pair in pairs]
+    assert [(one.st_mode & 0o777, one.st_uid) for one in found] == [(0o444, os.geteuid()), (0o400, NOBODY)]
+
+
+@as_root
 @pytest.mark.parametrize("how", ["hard link", "other bytes", "link", "fifo", "gone"])
 def test_a_file_of_root_in_place_of_a_key(store, tree, how):
     """Whoever owns the folder may put another file under the key's name: it is not given to the agent's account."""

@@ -60,9 +60,9 @@ def test_a_young_host_that_is_done_is_looked_at_for_nothing(arranged: List[int],
 
 
 def test_others_at_work_for_nobody_knows_how_long(arranged: List[int]) -> None:
-    """A package manager tells no end: in five minutes, and the answer is not written down as one that stands."""
+    """A package manager tells no end: in half a minute, and the answer is not written down as one that stands."""
     assert unattended.look_again(4, None, 1_000_000, others=True) is True
-    assert arranged == [301]
+    assert arranged == [31]
 
 
 def test_a_manager_that_can_not_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
