@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -18,6 +19,7 @@ from scx_enroll import enroll, idle, premises, request, sealing
 from scx_enroll import journal as j
 from scx_enroll.beside import BAKED_IN
 from scx_enroll.errors import HostError
+from scx_enroll.sealing import Seal
 from scx_enroll.store import Store
 from tests.lab.agent import LabHost
 from tests.lab.ca import LabCA
@@ -439,6 +441,44 @@ def test_the_last_step_of_an_image_is_not_done_to_the_host_that_builds_it(scene:
     sealed = seal(scene)
     assert sealing.told(sealed, "/").endswith("next: truncate -s 0 /etc/machine-id, shut the host down, make the image\n")
     assert sealing.told(sealed, "/mnt/image").endswith("next: truncate -s 0 /mnt/image/etc/machine-id, then make the image\n")
+
+
+TAKEN = Seal("ab" * 32, "/ssl/.scx-enroll-baked-in", "", j.Request())
+
+
+@pytest.mark.parametrize(
+    ("sealed", "lines"),
+    [
+        (TAKEN, ["the agent's key abababababababab is in the image, and noted as such in /ssl/.scx-enroll-baked-in; a clone uses another one"]),
+        (replace(TAKEN, key=""), ["no agent's key was found here"]),
+        (
+            replace(TAKEN, key="", deleted="/ssl/key.pem"),
+            ["the agent's key /ssl/key.pem and its certificates are deleted; its own tool makes new ones at first boot"],
+        ),
+        (replace(TAKEN, key="", dropped=True), ["no agent's key was found here", "note: a new key that waited for its certificate is not kept"]),
+        (
+            replace(TAKEN, key="", request=j.Request("doubtful", "ca01"), dropped=True),
+            [
+                "no agent's key was found here",
+                "note: a request whose ID is not known at ca01 is this host's; no clone takes it over; the new key that it is for is not kept: withdraw it",
+            ],
+        ),
+        (
+            replace(TAKEN, key="", hold="freeze"),
+            [
+                "no agent's key was found here",
+                "note: each clone will be held: freeze; where that is not meant: scx-enroll seal --undo, scx-enroll release, and seal again",
+            ],
+        ),
+    ],
+    ids=["key", "no key", "deleted", "new key", "request", "held"],
+)
+def test_a_seal_does_not_tell_what_is_in_the_image(sealed: Seal, lines: List[str]) -> None:
+    """Who hands an image on must know which secrets, requests and holds go with it."""
+    first, *found, last = sealing.told(sealed, "/").removesuffix("\n").split("\n")
+    assert found == [f"scx-enroll: {line}" for line in lines]
+    assert first == "scx-enroll: sealed: runs do nothing here until another machine has this state"
+    assert last.startswith("scx-enroll: next: ")
 
 
 def test_a_private_key_that_was_saved_with_a_certificate_does_not_travel(scene: Scene) -> None:

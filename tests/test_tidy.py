@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
@@ -39,9 +40,9 @@ def store_of(host: LabHost) -> Store:
     return Store(Root(host.root))
 
 
-def held(key: str = "", *, revoked: bool = False, mismatches: tuple[str, ...] = ()) -> Held:
+def held(key: str = "", *, number: int = 0, revoked: bool = False, mismatches: tuple[str, ...] = ()) -> Held:
     """A certificate for that key."""
-    return Held("id", LEAF, 0, 1, mismatches=mismatches, revoked=revoked, key=key)
+    return Held("id", LEAF, 0, 1, number=number, mismatches=mismatches, revoked=revoked, key=key)
 
 
 def clear(store: Store, seen: Optional[Observed] = None) -> None:
@@ -64,16 +65,18 @@ def sides(host: LabHost) -> tuple[Side, Side]:
 
 
 def test_a_key_waits_as_long_as_something_waits_with_it(host: LabHost) -> None:
-    """A request or a good certificate; not one that was revoked, nor once the agent has the key: secrets don't live on."""
+    """A request, or the newest certificate; not one that was revoked or overtaken, nor once the agent has the key: secrets don't live on."""
     store = store_of(host)
-    asked, good, revoked, forgotten, present = (letter * 64 for letter in "12345")
-    for spki in (asked, good, revoked, forgotten, present):
+    asked, good, revoked, forgotten, present, overtaken = (letter * 64 for letter in "123457")
+    for spki in (asked, good, revoked, forgotten, present, overtaken):
         store.save_key(spki, b"a key")
     store.save_key("6" * 64, b"a key", old=True)
     store.save_journal(Journal(request=Request(spki=asked)))
-    seen = Observed(key=present, held=(held(good), held(revoked, revoked=True), held(present)))
+    seen = Observed(key=present, held=(held(present, number=1), held(good, number=3), held(overtaken, number=2), held(revoked, number=4, revoked=True)))
     tidy.drop_keys(store, seen)
     assert store.kept_keys() == {asked, good}
+    tidy.drop_keys(store, replace(seen, held=(*seen.held, held(present, number=5))))
+    assert store.kept_keys() == {asked}, "a renewal for the present key was asked for later"
 
 
 def save(store: Store, kind: str) -> Key:
