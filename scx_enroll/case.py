@@ -47,6 +47,7 @@ class Observed:
     spoilt: str = ""  # why the right certificate stands at its name, and can't stay so
     copies: Tuple[str, ...] = ()  # leaves of which a sound copy of ours stands beside that name
     problems: Tuple[str, ...] = ()  # what is wrong with the certificate at that name
+    lasting: bool = False  # no time mends what `blocked` tells
 
     @property
     def running(self) -> bool:

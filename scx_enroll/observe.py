@@ -18,7 +18,7 @@ from scx_enroll import journal as j
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.case import Observed
 from scx_enroll.config import CA, Config
-from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, HostError
+from scx_enroll.errors import AgentNotReady, CertificateRefused, ConfigError, HostError, NeedsPerson
 from scx_enroll.idle import STATE
 from scx_enroll.keys import Key
 from scx_enroll.pace import Held, Policy
@@ -146,6 +146,10 @@ def _process(root: Root, agent: Agent, journal: j.Journal, *, loadable: bool) ->
     return "died" if state == "stopped" and (journal.restarting or not loadable) and root.live else state
 
 
+def _blocked(problem: AgentNotReady) -> Observed:
+    return Observed(blocked=problem.message, blocked_hint=problem.hint, lasting=isinstance(problem, NeedsPerson))
+
+
 def _note_lost_keys(held: Dict[str, Held]) -> None:
     """Where a certificate was revoked, the older ones for its key are worth no more: the key may be what was lost."""
     lost = {one.key for one in held.values() if one.revoked}
@@ -161,7 +165,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         spki = request.spki_of(request.load_key(pair.key)) if pair.key is not None else ""
         access.demand_two(root, agent)
     except AgentNotReady as problem:
-        return View(Observed(blocked=problem.message, blocked_hint=problem.hint), policy_of(config, ""), None)
+        return View(_blocked(problem), policy_of(config, ""), None)
     certificates = certificates_of(pair.certificate)
     installed = _facts(certificates)
     fqdn = naming.host_fqdn(root, config, store.journal, installed)

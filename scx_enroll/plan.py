@@ -66,7 +66,7 @@ def _interrupted(case: Case) -> Optional[Step]:
 def _agent_missing(case: Case) -> Optional[Step]:
     if not case.seen.blocked:
         return None
-    return Step("L2", "wait", case.seen.blocked, status=4, hint=case.seen.blocked_hint)
+    return Step("L2", "wait", case.seen.blocked, status=4, hint=case.seen.blocked_hint, retry=PERSON if case.seen.lasting else "")
 
 
 def quiet_from(seen: Observed, policy: Policy, now: int) -> int:

@@ -524,6 +524,22 @@ def test_a_hold_that_ends_by_itself(scene: Scene) -> None:
     assert scene.run().rows == ("L7",)
 
 
+def test_what_an_interrupted_run_healed_is_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The change was seen before the power failed; that the next run finished the work is part of its story."""
+    scene.host.move_link_back()
+
+    def power_fails(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scx_enroll.transaction._forward", power_fails)
+        with pytest.raises(KeyboardInterrupt):
+            scene.run()
+    assert scene.run().rows[0] == "L1"
+    told = json.loads((scene.state / "journal.json").read_bytes())["changes"][-1]
+    assert (told["cause"], told["deeds"], told["waits"]) == ("link-moved", ["an interrupted run finished"], ""), told
+
+
 @pytest.mark.slow
 def test_a_hold_outlives_a_clock_that_was_far_ahead(scene: Scene) -> None:
     """A change freeze does not end because a clock was wrong for an hour."""

@@ -660,6 +660,7 @@ def test_certificate_and_key_are_one_file(tmp_path: Path, ca: LabCA, how: str) -
             ended = scene.run(**wish)
             assert (ended.status, ended.rows) == (4, ()), ended
             assert ended.message.startswith(f"the agent reads its key through the name of its certificate, {host.certificate}")
+        assert scene.command("run", "--unattended").returncode == 4, "no time mends it"
         assert (host.snapshot(), scene.served, scene.posts) == (before, served, asked)
         command = ended.hint.partition(": ")[2].partition(", then ")[0].replace(" /", f" {host.root}/")
         subprocess.run(command.split(), check=True)

@@ -636,6 +636,14 @@ def test_a_generation_that_lost_a_file_is_never_whole_again(store, tree, missing
     assert [(g.id, g.certificate) for g in store.generations()] == [(f"{5:016x}", b"leaf 5\n")]
 
 
+def test_a_generation_whose_run_is_killed_at_once_is_taken_for_a_backups(store, tree):
+    """The journal knows its number before it stands there: what is newer than the journal is another time's."""
+    store.add_generation(generation(5))
+    again = Store(store.root)
+    again.load()
+    assert again.journal.newest == max(one.origin.number for one in again.generations())
+
+
 def test_a_generation_is_changed_once_it_is_there(store):
     """The certificate of record stays, and where it came from."""
     store.add_generation(generation(5))
