@@ -505,6 +505,7 @@ EXCUSES = (
     Excuse("the agent is not wholly installed", lambda m, e: not m.whole, (4,), "^no agent was found|httpsport lists|is missing$"),
     Excuse("the agent's account can't read its key", lambda m, e: m.locked_out, (4, 9, 10), "does not serve|serves neither|does not answer|can't get at"),
     Excuse("a certificate came that does not fit, and nothing changed since", lambda m, e: m.issued_wrongly, (8,), "refused: "),
+    Excuse("stopped on purpose, with one that the operator went back to", lambda m, e: m.stopped and m.rolled_back, (0,), "was rolled back by the operator"),
     Excuse("put aside by the operator", lambda m, e: m.rolled_back, (9,), "was rolled back by the operator"),
     Excuse("the CA revoked one and then its successor", lambda m, e: len(m.revoked) > 1, (6,), "revoked generation .* and then its successor"),
 )
