@@ -58,17 +58,15 @@ def begun(root: Root, options: Options, tools: Tools, work: Callable[[Site], T],
     with settled(root, options, tools, seals=seals) as site:
         activate.settle_command(site)
         step = plan.interrupted(site.store.journal)
-        try:
-            if step:
-                transaction.proceed(site)
-        except AgentNotReady as problem:
-            if not holds:
-                raise
-            tools.noted(f"what an interrupted run began is still open, and the next run goes on with it: {problem.message}")
-            step = None
         if step:
-            site.store.update(changes=causes.settled(site.store.journal.changes, (step,), "nothing yet"))
-            tools.acted(step)
+            try:
+                transaction.proceed(site)
+                site.store.update(changes=causes.settled(site.store.journal.changes, (step,), "nothing yet"))
+                tools.acted(step)
+            except AgentNotReady as problem:
+                if not holds:
+                    raise
+                tools.noted(f"what an interrupted run began is still open, and the next run goes on with it: {problem.message}")
         return work(site)
 
 

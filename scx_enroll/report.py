@@ -255,7 +255,7 @@ def as_end(facts: Mapping[str, Any], *, failed: bool, wished: str = "") -> str:
     if facts["exit_status"]:
         waits = facts["until"] and not failed
         lines.append(f"scx-enroll: {'waiting' if waits else 'error'}: {facts['reason']}")
-        gone = wished and not facts["request"]
+        gone = wished and not facts["request"] and facts["row"].startswith("C")  # the CA's answer was no; what the agent waits for comes
         if facts["until"] and not gone:
             lines.append(f"scx-enroll: next attempt not before {when(facts['until'])}")
         if facts["hint"]:

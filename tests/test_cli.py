@@ -640,6 +640,19 @@ def test_a_hold_is_no_back_off():
     assert pace.until_of(j.Backoff("", "", NOW, 1, "changed", 8, "", "")) is None
 
 
+@pytest.mark.parametrize(
+    ("row", "request_known", "again"),
+    [("C4", None, "scx-enroll run --rekey"), ("C1", {"id": 7}, "scx-enroll run --now"), ("L7", None, "scx-enroll run --now")],
+    ids=["the CA does not answer", "a request is pending", "the restart window is closed"],
+)
+def test_a_wish_that_is_forgotten_is_said_to_be_tried_again(row, request_known, again):
+    """--renew and --rekey count once; what a CA has, and what waits for the agent, comes by itself."""
+    facts = {"notes": (), "acts": [], "exit_status": 5, "reason": "no", "until": NOW, "hint": "mend it; then: scx-enroll run --now", "proven": False}
+    said = report.as_end({**facts, "row": row, "request": request_known}, failed=False, wished="--rekey")
+    assert said.endswith(f"mend it; then: {again}\n")
+    assert ("next attempt not before" in said) == (again == "scx-enroll run --now")
+
+
 # -- until ----------------------------------------------------------------------------------------------------------
 
 NOON = int(time.mktime((2026, 6, 1, 12, 0, 0, 0, 0, -1)))  # local, as an operator means it
