@@ -144,8 +144,9 @@ def _not_installed(case: Case) -> Optional[Step]:
     ways = 2 if seen.loadable else 1  # there and back, where there is a way back
     waits = within_restarts(case, step, ways) if seen.running and seen.served != best.leaf else step
     if waits.action == "wait" and seen.loadable and not seen.listening:  # what is there is better than nothing
-        return within_budget(case, Step("L9", "restart", "nothing listens on the agent's port"), 1)
-    return waits
+        waits = within_budget(case, Step("L9", "restart", "nothing listens on the agent's port"), 1)
+    fought = waits.action == "wait" and case.truce("certificate")  # over an agent that is down
+    return replace(waits, hint=TRUCE_HINT, retry=PERSON) if fought else waits
 
 
 def _not_served(case: Case) -> Optional[Step]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -15,6 +17,7 @@ from scx_enroll.causes import done
 from scx_enroll.job import Options
 from scx_enroll.journal import DAY_S, HOUR_S, Change
 from scx_enroll.pace import needs_a_person
+from scx_enroll.plan import TRUCE_HINT
 from scx_enroll.store import Store
 from tests.lab import packagescripts
 from tests.lab.agent import LabHost, fingerprint
@@ -464,6 +467,145 @@ def test_two_rewrites_within_an_hour_are_a_fight(scene: Scene, ca: LabCA) -> Non
     assert ended.status == 4, "not quiet for a day yet"
     assert ended.result and ended.result.step.until
     assert ended.result.step.until - ended.result.journal.fights[0].at == 2 * HOUR_S
+
+
+def fight(scene: Scene, disturb: Callable[[], Any]) -> Outcome:
+    """Disturb, and let a run look, ten minutes after what was before."""
+    later(scene, 600)
+    disturb()
+    return scene.run()
+
+
+def counted(scene: Scene) -> Tuple[Any, ...]:
+    """Whatever must not change in a truce: bytes, links and owners, restarts, requests, what is served."""
+    return scene.host.snapshot(), scene.host.restarts, scene.host.starts, scene.posts, scene.served
+
+
+@pytest.mark.slow
+def test_a_fight_that_goes_on_for_days(scene: Scene) -> None:
+    """Something puts its file back each time: left alone for longer and longer, up to a day, tried once in between, and forgotten after a quiet day."""
+    ours, restarts = scene.served, scene.host.restarts
+    later(scene, 2 * HOUR_S)
+    assert fight(scene, lambda: stranger(scene)).rows == ("L7",)
+    for hours in (1, 2, 4, 8, 16, 24, 24):
+        ended = fight(scene, lambda: stranger(scene))
+        began, before = scene.tools().clock(), counted(scene)
+        for passed in (0, hours * HOUR_S // 2, hours * HOUR_S - 5):
+            scene.offset_s = began + passed - int(time.time())
+            ended = scene.run(now=passed != 0)
+            assert (ended.status, ended.rows) == (4, ()), (hours, ended)
+            assert ended.message.startswith("truce: others rewrote the agent's certificate again")
+            assert ended.result
+            assert ended.result.step.until
+            assert abs(ended.result.step.until - began - hours * HOUR_S) < 5, hours
+            assert counted(scene) == before
+        later(scene, 10)
+        assert scene.run().rows == ("L7",), "tried again by itself"
+        assert (scene.served, scene.installed, scene.host.restarts, scene.posts) == (ours, ours, restarts, 1)
+    later(scene, 2 * DAY_S + 10)
+    assert fight(scene, lambda: stranger(scene)).rows == ("L7",), "once is no fight"
+    ended = fight(scene, lambda: stranger(scene))
+    assert ended.result
+    assert ended.result.journal.fights[0].rest_s == HOUR_S
+
+
+def test_a_fight_after_a_release_counts_from_nought(scene: Scene) -> None:
+    """Who ended the truce has stopped the other one; a new fight is as short as a first one."""
+    for _ in range(2):
+        ended = fight(scene, lambda: stranger(scene))
+    assert ended.status == 4
+    assert enroll.hold(scene.root(), Options(), scene.tools(), "") == "a truce over the agent's certificate"
+    assert (scene.run().rows, fight(scene, lambda: stranger(scene)).rows) == (("L7",), ("L7",))
+    ended = fight(scene, lambda: stranger(scene))
+    assert ended.result
+    assert (ended.status, ended.result.journal.fights[0].rest_s) == (4, HOUR_S)
+
+
+@pytest.mark.slow
+def test_a_fight_over_the_key_costs_a_certificate_an_hour(scene: Scene, ca: LabCA) -> None:
+    """A script makes a new pair each time: in the truce the CA is asked for nothing, whoever runs it, and what the script made is served."""
+
+    def remake() -> None:
+        scene.host.scxsslconfig_f()
+        scene.host.restart()
+
+    assert fight(scene, remake).rows == ("C4", "L7")
+    ended = fight(scene, remake)
+    before = counted(scene)
+    for wish in ({}, {"now": True}, {"renew": True}):
+        ended = scene.run(**wish)
+        assert (ended.status, ended.rows) == (4, ()), (wish, ended)
+        assert ended.message.startswith("truce: others rewrote the agent's key again")
+        assert "then: scx-enroll release" in ended.hint
+    assert ended.result
+    until = ended.result.step.until
+    assert counted(scene) == before
+    ended = fight(scene, remake)
+    assert ended.result
+    assert (ended.result.step.until, ended.result.journal.fights[0].rest_s) == (until, HOUR_S), "what was not put right is no new fight"
+    assert ca.count_post == 2
+    later(scene, HOUR_S)
+    assert (scene.run().rows, ca.count_post) == (("C4", "L7"), 3)
+    assert scene.is_enrolled()
+
+
+@pytest.mark.slow
+def test_a_fight_that_keeps_the_agent_down(scene: Scene) -> None:
+    """It is put right each time, since it has nothing to lose, as far as the restart budget goes; then the service fails, for a person."""
+    later(scene, 2 * HOUR_S)
+    host, at = scene.host, []
+
+    def break_it() -> None:
+        host.install(b"no certificate\n")
+        host.restart()
+
+    ended = fight(scene, break_it)
+    while ended.status == 0:
+        assert scene.is_enrolled()
+        at.append(scene.tools().clock())
+        later(scene, 0 if len(at) % 2 else HOUR_S)
+        ended = fight(scene, break_it)
+        assert host.restarts == 2 * (len(at) + 1) + (ended.status == 0), "one of theirs, one of ours, and the enrollment's"
+    assert len(at) == 5, "six a day, with the enrollment's"
+    before = counted(scene)
+    for passed in (0, HOUR_S, 12 * HOUR_S):
+        later(scene, passed)
+        ended = scene.run()
+        assert ended.result
+        assert (ended.status, ended.rows, counted(scene)) == (4, (), before)
+        assert "the restart budget (3 an hour, 6 a day) has no room" in ended.message
+        assert ended.result.step.until
+        assert ended.result.step.until > scene.tools().clock()
+        assert needs_a_person(ended.status, ended.result.view.seen.held, scene.tools().clock(), ended.result.step.retry)
+        assert "then: scx-enroll release" in ended.hint
+
+
+@pytest.mark.slow
+def test_a_truce_that_nobody_is_told_of(scene: Scene) -> None:
+    """The timer's run, at the very hour: its status, last lines, the document for anybody, `status` and `--dry-run` say the same, and do nothing."""
+    for expected in (0, 4):
+        stranger(scene)
+        ran = scene.command("run", "--unattended")
+        assert ran.returncode == expected, ran
+    before = counted(scene)
+    lines = ran.stderr.splitlines()
+    reason, until, hint = lines[-3:]
+    assert reason.startswith("scx-enroll: waiting: truce: others rewrote the agent's certificate again after it was put right; meanwhile the agent serves ")
+    assert re.fullmatch(r"scx-enroll: next attempt not before \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", until)
+    assert hint == f"scx-enroll: hint: {TRUCE_HINT}"
+    left = json.loads((Path(scene.host.root) / "run/scx-enroll/status.json").read_bytes())
+    seen = json.loads(scene.command("status", "--json").stdout)
+    for facts in (left, seen):
+        assert (facts["exit_status"], facts["row"], facts["action"], facts["hint"]) == (4, "L7", "wait", TRUCE_HINT)
+        assert f"scx-enroll: waiting: {facts['reason']}" == reason
+        assert 3500 < facts["until"] - facts["time"] <= 3600
+        assert facts["changes"][-1]["done"].startswith(f"waiting: {facts['reason']}, until ")
+    shown = scene.command("status").stdout
+    assert f"next:           L7 wait: {seen['reason']}\n  not before:   {until[-23:]}\n  hint:         {TRUCE_HINT}\n" in shown
+    assert seen["reason"] in scene.command("run", "--dry-run").stdout
+    again = scene.command("run", "--unattended")
+    assert (again.returncode, again.stderr) == (4, ran.stderr), "each look of the hour fails"
+    assert counted(scene) == before
 
 
 # -- back to the original ---------------------------------------------------------------------------------------------

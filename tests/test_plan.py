@@ -231,6 +231,9 @@ def test_a_truce_leaves_the_name_alone():
     assert at(replace(seen, served="x"), CALLED_OFF).reason.endswith("serves x, which is not what is installed")
     down = replace(seen, served="", listening=False, process="died", loadable=False)
     assert at(down, CALLED_OFF).action == "relink", "an agent that is down has nothing to lose"
+    for loadable in (True, False):
+        step = at(replace(down, loadable=loadable), CALLED_OFF, budget=restarts(3))
+        assert (step.action, step.hint, needs_a_person(4, GOOD.held, NOW, step.retry)) == ("wait", plan.TRUCE_HINT, True), "and nobody brings it up"
     assert at(replace(seen, served="", live=False), CALLED_OFF).reason.endswith("the agent serves nothing")
     assert needs_a_person(4, GOOD.held, NOW, at(seen, CALLED_OFF).retry)
     assert at(seen, CALLED_OFF, now=NOW + 3540).action == "relink"
