@@ -10,16 +10,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
 from scx_enroll import agent as agents
-from scx_enroll import aside, cli, enroll, idle, observe, premises, systemd, unit
+from scx_enroll import aside, cli, enroll, idle, observe, premises, report, systemd, unit
 from scx_enroll.beside import Beside
 from scx_enroll.enroll import Options
 from scx_enroll.errors import HostError
 from scx_enroll.rootfs import Root
+from tests import zones
 from tests.lab import packagescripts
 from tests.lab.agent import LabHost, fingerprint
 from tests.lab.ca import LabCA
@@ -464,6 +465,66 @@ def test_the_time_of_the_host_is_no_premise(scene: Scene, monkeypatch: pytest.Mo
     monkeypatch.setenv("TZ", "UTC")
     observe.policy_of(enroll.config_of(root, Options()), "", root, int(time.time()))
     assert None in root.notes.looked.values()
+
+
+H = 60  # minutes
+NIGHTS = {  # the clock on the wall at the jump, by how much; the window; when a renewal comes, and from when to when the window is open, in minutes from the jump
+    "in the hour that is left out": (2 * H, H, "02:00-03:00", -30, ((23 * H, 24 * H),)),
+    "half in the hour that is left out": (2 * H, H, "02:30-04:00", -30, ((0, H),)),
+    "in the hour that comes twice": (3 * H, -H, "02:00-03:00", -90, ((-H, H), (24 * H, 25 * H))),
+    "over a midnight that is left out": (0, H, "23:30-00:30", -105, ((-30, 0), (22 * H + 30, 23 * H + 30))),
+    "over a midnight that comes twice": (0, -H, "23:30-00:30", -105, ((-30, 0), (30, 90))),
+}
+QUICKLY = ("half in the hour that is left out",)
+
+
+@pytest.fixture
+def jump(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, shared_ca: LabCA) -> Iterator[int]:
+    """The moment, two hours from now, at which this place's clock is put forward or back."""
+    at = int(time.time()) // 60 * 60 + 7200
+    monkeypatch.setenv("TZ", zones.place(at, *request.param))
+    time.tzset()
+    yield at
+    shared_ca.switches.date_offset = 0
+    monkeypatch.undo()
+    time.tzset()
+
+
+def at_time(scene: Scene, moment: int) -> None:
+    """It is that time, for the CA too."""
+    scene.offset_s = moment - int(time.time())
+    for ca in scene.cas:
+        ca.switches.date_offset = scene.offset_s
+
+
+@pytest.mark.parametrize(
+    ("jump", "window", "comes", "spans"),
+    [pytest.param(night[:2], *night[2:], id=name, marks=() if name in QUICKLY else pytest.mark.slow) for name, night in NIGHTS.items()],
+    indirect=["jump"],
+)
+def test_a_night_whose_hours_are_not_what_they_seem(scene: Scene, jump: int, window: str, comes: int, spans: Tuple[Tuple[int, int], ...]) -> None:
+    """The agent is restarted once as soon as its clock on the wall says so; a window that a night does not have is the next one's."""
+    at_time(scene, jump + comes * 60)
+    assert scene.run().status == 0, "its own certificate waits for nothing"
+    scene.configure(restart_window=window, certificates_per_day="9")
+    for opens, closes in spans:
+        assert scene.run(renew=True).rows == ("C4",)
+        before = scene.host.snapshot(), scene.host.restarts, scene.posts, scene.served
+        for moment in (jump + opens * 60 - 600, jump + opens * 60 - 5):
+            at_time(scene, moment)
+            ended = scene.run(now=True)
+            assert (ended.status, ended.rows) == (4, ()), ended
+            assert ended.result
+            assert ended.result.step.until == jump + opens * 60
+            told = report.as_status(report.document(ended.result, moment))
+            assert f"\n  not before:   {report.when(jump + opens * 60)}\n" in told
+        assert (scene.host.snapshot(), scene.host.restarts, scene.posts, scene.served) == before
+        at_time(scene, jump + opens * 60)
+        assert scene.run().rows == ("L7",)
+        assert (scene.is_enrolled(), scene.host.restarts) == (True, before[1] + 1)
+        at_time(scene, jump + closes * 60 - 5)
+        assert (scene.run().rows, scene.host.restarts) == ((), before[1] + 1)
+        at_time(scene, jump + closes * 60)
 
 
 # -- a pair that was moved aside ---------------------------------------------------------------------------------------

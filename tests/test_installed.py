@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-from tests import packages
+from tests import packages, zones
 from tests.lab import machine as machines
 from tests.lab import roots
 from tests.lab.machine import CA, Image, Machine
@@ -496,6 +496,51 @@ def test_a_unit_fails_while_it_only_waits_or_not_where_a_person_is_needed(image:
         machine.write("/etc/scx-enroll/password", ca.password, 0o600)
         machine.run("systemctl", "start", SERVICE)
         assert (is_enrolled(machine), machine.run("systemctl", "--failed", "--no-legend").stdout) == (True, "")
+
+
+def test_a_restart_window_by_another_clock_than_the_machines(image: Callable[[str], Image], tmp_path: Path) -> None:
+    """The service goes by /etc/localtime, in a night without that hour too: it arranges a look for the very moment, and sees another zone come."""
+    with enrolled(image(NEWEST), tmp_path) as (machine, ca):
+        machine.run("systemctl", "stop", "scx-enroll.path", "scx-enroll-soon.timer")
+        jump = int(time.time()) // 60 * 60 + 4 * 60  # in the hour after a boot it looks each five minutes anyway
+        wall = (jump // 60 + 7 * 60) % zones.DAY_MIN
+
+        def move(wall: int) -> None:
+            machine.shell("rm -f /etc/localtime")
+            machine.write("/etc/localtime", zones.localtime(zones.place(jump, wall % zones.DAY_MIN)))
+
+        def window(begins: int, ends: int) -> None:
+            """It is open between these minutes from the jump, as the clock has them that nobody put forward."""
+            hours = (f"{moment % zones.DAY_MIN // 60:02}:{moment % 60:02}" for moment in (wall + begins, wall + ends))
+            machine.write("/etc/scx-enroll/conf.d/window.conf", f"[agent]\nrestart-window = {'-'.join(hours)}\n")
+
+        def waits() -> int:
+            """Return until when the service waits, and changes nothing."""
+            machine.run("systemctl", "start", SERVICE)
+            assert (facts(machine)["exit_status"], facts(machine)["row"], facts(machine)["generation"]) == (4, "L7", generation)
+            assert (agent_of(machine), ca.posts, machine.shell(look).stdout) == (before, 2, pair)
+            assert machine.run("systemctl", "--failed", "--no-legend").stdout == ""
+            return int(facts(machine)["until"])
+
+        move(wall)
+        assert machine.run("date", "-d", f"@{jump}", "+%H:%M").stdout.strip() == time.strftime("%H:%M", time.gmtime((wall + 60) * 60))
+        window(0, 60)
+        look = "cd /etc/opt/omi/ssl; ls -lA --time-style=+; sha256sum omi.pem omikey.pem"
+        before, pair, generation = agent_of(machine), machine.shell(look).stdout, facts(machine)["generation"]
+        assert machine.run("scx-enroll", "run", "--renew", check=False).returncode == 4
+        assert waits() == jump + 23 * 3600
+        window(30, 120)
+        assert waits() == jump
+        (timer,) = json.loads(machine.run("systemctl", "list-timers", "--output=json", "scx-enroll-again.timer").stdout)
+        assert abs(timer["next"] / 1e6 - jump) < 10
+        time.sleep(2)  # files of this second are no premises
+        assert waits() == jump
+        machine.run("systemctl", "start", TICK)
+        assert (agent_of(machine), looks(machine)) == (before, 4)
+        move(wall + 75)
+        machine.run("systemctl", "start", TICK)
+        machine.wait_for(lambda: is_enrolled(machine) and machine.served() != before["served"], what="the new one is served")
+        assert (agent_of(machine)["restarts"], ca.posts) == (before["restarts"] + 1, 2)
 
 
 def test_files_that_were_moved_out_of_the_sandbox(image: Callable[[str], Image], tmp_path: Path) -> None:
