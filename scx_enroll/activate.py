@@ -13,6 +13,7 @@ from scx_enroll import journal as j
 from scx_enroll import service, systemd, unit
 from scx_enroll.agent import Agent
 from scx_enroll.errors import AgentNotReady
+from scx_enroll.places import leaf_of
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Store
 
@@ -83,6 +84,23 @@ def come_back(site: Site, agent: Agent, leaf: str, *, stopped: bool) -> service.
     except AgentNotReady as problem:
         site.waiting(problem.message)
         return _await(site, agent, leaf, (0, 0))
+
+
+def start_again(site: Site, agent: Agent) -> None:
+    """Start an agent that a restart of ours left down, with the pair that is there now, whoever's, if that can be loaded.
+
+    Where it does not come up, or the budget has no room, a later run goes on.
+    """
+    data, listed = agents.read_pair(site.root, agent).certificate, agent.port in agent.ports
+    ours = bool(site.store.journal.restarting) and site.root.live and _has_room(site, 1)
+    if not ours or data is None or not service.fits(site.root, agent.key, data):
+        return
+    if service.probe(agent.port).listening if listed else agents.process(site.root, agent) == "running":
+        return
+    leaf = leaf_of(data)
+    said = _control(site, agent, "-start", leaf, 0)
+    seen = _await(site, agent, leaf, (0, 0)) if listed else None
+    site.noted(f"the agent was started, which a restart of ours had left down ({seen.problem or seen.leaf[:16] if seen else said})")
 
 
 def _instance(site: Site, agent: Agent) -> Tuple[int, int]:

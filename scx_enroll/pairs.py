@@ -20,7 +20,8 @@ from scx_enroll.places import reached
 from scx_enroll.rootfs import Root
 from scx_enroll.store import MAX_STATE_BYTES, Store
 
-DISTURBED = ("the agent's files were changed while a new key was put in place", "run again: it starts from what is there")
+AGAIN = "run again: it starts from what is there"
+DISTURBED = ("the agent's files were changed while a new key was put in place", AGAIN)
 
 
 class Disturbed(AgentNotReady):
@@ -130,7 +131,17 @@ def switch(store: Store, names: Names, now: Side, then: Side) -> None:
                 look()
                 beside.swap(name, j.Place(kind="link", text=text))
     look(*links)
-    beside.point(names.certificate, there)
+    if not _point(store, names, here, there):
+        raise Disturbed(*DISTURBED)
+
+
+def _point(store: Store, names: Names, here: str, there: str) -> bool:
+    """Turn the link; back again where somebody's file came over a name meanwhile, which belongs to what they wrote through it."""
+    for pair in (there, here):
+        store.beside.point(names.certificate, pair)
+        if all(_leads(store.root, *link) for link in _links(store.root, names)):
+            break
+    return pair == there
 
 
 def turn_back(store: Store, names: Names, side: Side) -> bool:
@@ -140,9 +151,7 @@ def turn_back(store: Store, names: Names, side: Side) -> bool:
         return False
     pair = _pair_of(store, names, side)
     owned = store.beside.own(names.certificate, pair, names.owner, side.key) and all(_leads(store.root, *link) for link in links)
-    if owned:
-        store.beside.point(names.certificate, pair)
-    return owned
+    return owned and _point(store, names, store.root.entry(f"{_folder(names.certificate)}/{PAIR_LINK}").text, pair)
 
 
 def put_key(store: Store, names: Names, place: j.KeyPlace, key: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Dict, Optional
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
 from scx_enroll import pairs, service
-from scx_enroll.activate import Site, Truce, come_back, comes_up, leave_packagers_alone, prove, within_budget
+from scx_enroll.activate import Site, Truce, come_back, comes_up, leave_packagers_alone, prove, start_again, within_budget
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.errors import AgentNotReady, EnrollError, HostError, RollbackFailed, RolledBack
 from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, sound_copy, stands
@@ -98,7 +98,7 @@ def _new_key(site: Site, agent: Agent, pair: Pair, spki: str) -> Dict[str, Any]:
     """Return what the journal needs to change the key, too; the present one is kept until the new pair is proven."""
     owner, present = agents.owner(site.root, agent), pair.key_target
     if pair.key is None:
-        raise AgentNotReady("the agent's key is gone", "run again: it starts from what is there")
+        raise AgentNotReady("the agent's key is gone", pairs.AGAIN)
     old = spki_of(load_key(pair.key))
     site.store.save_key(old, pair.key, old=True)
     name = site.root.entry(agent.key)
@@ -119,12 +119,12 @@ def proceed(site: Site) -> None:
     agent = _agent(site, entry)
     same = agent.certificate == entry.certificate and entry.key in ("", agent.key)
     if not same or not any(_is_there(site, agent, role) for role in ROLES):
-        _close(site, agent, "undone" if entry.state == "installing" else "kept")
+        _close(site, agent)
         return
     try:
         _finish(site, agent)
     except pairs.Disturbed:
-        _close(site, agent, "undone" if site.store.journal.installation.state == "installing" else "kept")
+        _close(site, agent)
         raise
 
 
@@ -144,8 +144,8 @@ def _finish(site: Site, agent: Agent) -> None:
                 raise
             site.store.installation("failed", why=cause.message)
         except HostError:
-            if _open_unchanged(site, agent):
-                _close(site, agent, "undone")
+            if site.store.journal.installation.state == "installing" and not _is_there(site, agent, "target"):
+                _close(site, agent)
             raise
     if site.store.journal.installation.state == "rolling_back":
         _backward(site, agent)
@@ -159,25 +159,24 @@ def _agent(site: Site, entry: j.Installation) -> Agent:
     try:
         return agents.find(site.root, entry.layout, entry.port)
     except AgentNotReady:
+        found = agents.find(site.root, "auto", None)
+        if entry.port not in found.ports:
+            start_again(site, found)
         return agents.find(site.root, "auto", entry.port)
 
 
-def _open_unchanged(site: Site, agent: Agent) -> bool:
-    """Say whether the open installation has not changed what the agent reads yet."""
-    return site.store.journal.installation.state == "installing" and not _is_there(site, agent, "target")
-
-
-def _close(site: Site, agent: Agent, event: str) -> None:
-    """End an installation that changed nothing, or whose names somebody else has changed: what is there stays."""
+def _close(site: Site, agent: Agent) -> None:
+    """End an installation that changed nothing, or whose names somebody else has changed: what is there stays, and is served."""
     entry = site.store.journal.installation
     if entry.key:
         names, previous = _names(site, agent, entry), _side(site, entry, "previous")
         if pairs.is_broken(site.root, names) and previous:
             _straighten(site, agent, "target" if previous.bare else "previous", lost=True)
         pairs.straighten(site.store, names)
-    site.store.installation(event)
+    site.store.installation("undone" if entry.state == "installing" else "kept")
     if entry.key_target:
         site.store.drop_keys(frozenset({entry.key_target.spki}))
+    start_again(site, agent)
 
 
 def _names(site: Site, agent: Agent, entry: j.Installation) -> pairs.Names:
@@ -302,15 +301,13 @@ def _forward(site: Site, agent: Agent) -> None:
     target = _known(entry.target)
     usable = _fits(site, agent, "target")
     if not usable and not _is_there(site, agent, "target"):
-        _close(site, agent, "undone")
-        raise AgentNotReady(
-            "the certificate to install does not fit the agent's key any more", "run again: it starts from what is there"
-        )
+        _close(site, agent)
+        raise AgentNotReady("the certificate to install does not fit the agent's key any more", pairs.AGAIN)
     if not usable:
         raise AgentNotReady("the agent's key changed while its certificate was installed")
     if not _turn(site, agent, "target"):
-        _close(site, agent, "undone")
-        raise AgentNotReady("the certificate to install, or its key, is gone from our records", "run again: it starts from what is there")
+        _close(site, agent)
+        raise AgentNotReady("the certificate to install, or its key, is gone from our records", pairs.AGAIN)
     _mark(site, agent, target)
     proven = site.root.live and entry.running
     if proven:
@@ -366,7 +363,8 @@ def _backward(site: Site, agent: Agent) -> None:
     fits = _fits(site, agent, "previous")
     if not fits and not _fits(site, agent, "target"):  # a restart would end an agent that may still serve what it has read
         _settle(site, agent, "kept", installed=_current(site, agent), proven=False)
-        raise AgentNotReady(entry.why, "run again: it starts from what is there")
+        start_again(site, agent)
+        raise AgentNotReady(entry.why, pairs.AGAIN)
     restored = fits and _turn(site, agent, "previous")
     if restored:
         _mark(site, agent, previous)
@@ -376,7 +374,8 @@ def _backward(site: Site, agent: Agent) -> None:
     if restored and (not entry.running or not site.root.live or (previous.leaf and answer.leaf == previous.leaf)):
         message = f"{what} was rolled back: {entry.why}"
         skip = _skip(site, target.generation, entry.inputs, "later", RolledBack.exit_status, message)
-        _remember_skip(site, skip)
+        others = tuple(s for s in site.store.journal.skipped if s.generation != skip.generation)[-MAX_SKIPS:]
+        site.store.update(skipped=(*others, skip))
         _straighten(site, agent, "previous")
         _settle(site, agent, "restored", installed=_current(site, agent), proven=entry.running and site.root.live)
         raise RolledBack(
@@ -392,8 +391,3 @@ def _backward(site: Site, agent: Agent) -> None:
         "is not the cause, and the one that verifies stays installed",
         f"see {agent.log}, start the agent with {agent.scxadmin} -start, then run again",
     )
-
-
-def _remember_skip(site: Site, skip: j.Skip) -> None:
-    others = tuple(s for s in site.store.journal.skipped if s.generation != skip.generation)[-MAX_SKIPS:]
-    site.store.update(skipped=(*others, skip))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
+from scx_enroll import activate, aside, cli, enroll, idle, observe, premises, report, systemd, transaction, unit
 from scx_enroll import agent as agents
-from scx_enroll import aside, cli, enroll, idle, observe, premises, report, systemd, unit
 from scx_enroll.beside import Beside
 from scx_enroll.enroll import Options
 from scx_enroll.errors import HostError
@@ -94,6 +95,52 @@ def test_a_run_that_is_killed_between_the_end_of_a_stray_and_the_start(scene: Sc
     scene.offset_s = 3660
     assert scene.run().status == 0
     assert scene.is_enrolled()
+
+
+def test_a_run_is_killed_in_its_restart_and_a_script_takes_the_port_out(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be proved where the agent lists no port; but we have stopped it, and what it does beside that goes on."""
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    served = scene.served
+    scene.host.fail_starts()
+    with monkeypatch.context() as patch:
+        patch.setattr(activate, "_await", kill)
+        with pytest.raises(KeyboardInterrupt):
+            scene.run()
+    assert scene.host.pid == 0
+    conf = Path(scene.host.path("/etc/opt/omi/conf/omiserver.conf"))
+    before = conf.read_bytes()
+    conf.write_bytes(re.sub(rb"(?m)^httpsport=.*$", b"httpsport=0", before))
+    for _ in range(2):
+        ended = scene.run()
+        assert (ended.status, "httpsport lists no port" in ended.message) == (4, True), ended
+        assert scene.host.pid != 0
+        assert spent(scene) == 2, "started once"
+    assert b'"state": "installing"' in (scene.state / "journal.json").read_bytes(), "to be gone on with"
+    conf.write_bytes(before)
+    assert (scene.run(hasty=True).status, scene.served) == (9, served), "the last restart is for the way back"
+    scene.offset_s = 3660
+    assert scene.run(hasty=True).status == 0
+    assert scene.is_enrolled()
+
+
+def test_the_pair_is_made_anew_when_a_failed_renewal_is_to_go_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither certificate is for that key, so there is no way back; the agent that we stopped is started with what is there."""
+    backward = transaction._backward
+
+    def late(site: activate.Site, agent: agents.Agent) -> None:
+        scene.host.scxsslconfig_f()
+        scene.host.accept_all()
+        backward(site, agent)
+
+    scene.host.refuse_new()
+    monkeypatch.setattr(transaction, "_backward", late)
+    ended = scene.run()
+    assert (ended.status, ended.hint) == (4, "run again: it starts from what is there")
+    assert scene.served == fingerprint(scene.host.leaf())
+    assert spent(scene) <= 3
 
 
 @pytest.mark.slow

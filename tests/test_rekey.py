@@ -20,11 +20,12 @@ from cryptography.hazmat.primitives import serialization
 from scx_enroll import enroll, service
 from scx_enroll.beside import Beside
 from scx_enroll.errors import HostError
+from scx_enroll.places import leaf_of
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Patience
 from scx_enroll.store import Store
 from tests.lab import packagescripts, standin
-from tests.lab.agent import LabHost
+from tests.lab.agent import LabHost, fingerprint
 from tests.lab.ca import LabCA
 from tests.scene import Scene
 
@@ -363,6 +364,65 @@ def test_a_package_script_runs_while_the_agent_gets_its_new_key(
             assert not any("scx-enroll-pair" in name for name in host.snapshot()), where
         shutil.rmtree(host.root)
     ca.switches.reset()
+
+
+def refuse_ours(scene: Scene) -> None:
+    """Make the agent die of the certificate that is about to be installed, and of no other."""
+    leaves = {leaf_of(one.certificate) for one in Store(Root(scene.host.root)).generations()}
+    scene.host.knobs(refuse=sorted(leaves - {fingerprint(scene.host.leaf())}))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("script", ["scxsslconfig -f", "bundle upgrade"])
+@pytest.mark.parametrize("when", ["before own", "before point"])
+def test_a_package_script_makes_a_pair_while_the_old_one_is_put_back(
+    tmp_path: Path, ca: LabCA, template: Path, script: str, when: str
+) -> None:
+    """Our restart left the agent down, so it is started at once with what the script made, not an hour later by the next run."""
+    ca.switches.reset()
+    scene = clone(template, tmp_path / "host", ca)
+    host, seen = scene.host, []
+
+    def act(_number: int, name: str) -> None:
+        if b'"state": "rolling_back"' in (scene.state / "journal.json").read_bytes():
+            seen.append(name)
+            if name == when and seen.count(when) == 1:
+                packagescripts.SCRIPTS[script](host)
+
+    with host:
+        assert host.start(20)
+        old = scene.served
+        refuse_ours(scene)
+        ended = scene.run(parts={"store": Points(act).store})
+        assert when in seen
+        assert ended.status == 4, ended
+        assert ended.message == "the agent's files were changed while a new key was put in place"
+        assert scene.served not in ("", old), "the pair that the script made"
+        assert scene.served == fingerprint(host.leaf())
+        assert pair_fits(host)
+        assert not any("scx-enroll-pair" in name for name in host.snapshot())
+
+
+def test_somebody_puts_a_key_over_our_link_in_the_moment_of_the_commit(tmp_path: Path, ca: LabCA, template: Path) -> None:
+    """Their certificate went through our link, their key over it: the link turns back, or the agent would have one of each."""
+    scene = clone(template, tmp_path / "host", ca)
+    host, turns = scene.host, []
+
+    def act(_number: int, name: str) -> None:
+        if name == "before point":
+            turns.append(name)
+            if len(turns) == 2:
+                packagescripts.SCRIPTS["scxsslconfig -f"](host)
+
+    with host:
+        old = spki(host)
+        ended = scene.run(live=False, parts={"store": Points(act).store})
+        assert ended.status == 4, ended
+        assert len(turns) == 3, "made, turned, turned back"
+        assert pair_fits(host)
+        assert spki(host) != old
+        assert not any("scx-enroll-pair" in name for name in host.snapshot())
 
 
 # -- what asks for a new key ---------------------------------------------------------------------------------------------
