@@ -13,7 +13,7 @@ from scx_enroll.case import Step
 from scx_enroll.journal import DAY_S, HOUR_S, Change, Fight, Journal, Known, Place
 
 KEPT_CHANGES = 16
-SLACK_S = 300  # clocks that are set differ by less
+SLACK_S = 300  # clocks that are set differ by less, and so does the time between two looks of an hourly timer
 BUILT = 1_735_689_600  # 2025: a clock before that has not been set
 LONG_S = 366 * DAY_S  # between two runs of an hourly timer
 FRESH_S = 7 * DAY_S  # after so long the time is written down anew
@@ -245,7 +245,7 @@ def clock(now: int, known: Optional[Known], written: Sequence[int]) -> str:
 
 
 def fights(journal: Journal, sight: Sight, causes: Sequence[str], now: int) -> Tuple[Fight, ...]:
-    """Return the fights after these changes: two rewrites of a name within an hour, each of what we had put there.
+    """Return the fights after these changes: two rewrites of a name within an hour, as an hourly look has it, each of what we had put there.
 
     The truce is an hour long, and twice as long each time, up to a day; a quiet day after it ends the fight.
     """
@@ -257,7 +257,7 @@ def fights(journal: Journal, sight: Sight, causes: Sequence[str], now: int) -> T
     rest = 0
     if last and now < last.until + DAY_S:
         rest = min(2 * last.rest_s, DAY_S)
-    elif last and now - last.at < HOUR_S:
+    elif last and now - last.at < HOUR_S + SLACK_S:
         rest = HOUR_S
     others = tuple(fight for fight in journal.fights if fight.name != name)
     return (*others, Fight(name, now, now + rest if rest else 0, rest))

@@ -205,12 +205,12 @@ def rewritten(times, cause="overwritten", key="key", journal=REWRITTEN):
 @pytest.mark.parametrize(
     ("hours", "truce"),
     [
-        ([0], 0), ([0, 0], 1), ([0, 1], 0), ([0, 0.9], 1), ([0, 0.9, 2], 2), ([0, 0.9, 2, 4.1], 4), ([0, 0.5, 2, 4, 9, 18, 40, 70], 24),
+        ([0], 0), ([0, 0], 1), ([0, 1], 1), ([0, 1.1], 0), ([0, 0.9], 1), ([0, 0.9, 2], 2), ([0, 0.9, 2, 4.1], 4), ([0, 0.5, 2, 4, 9, 18, 40, 70], 24),
         ([0, 0.5, 1.5 + 23.9], 2), ([0, 0.5, 1.5 + 24], 0), ([0, 0.5, 25.5, 26], 1), ([0, 2, 4, 6], 0),
     ],
 )  # fmt: skip
 def test_a_truce_is_twice_as_long_each_time_and_ends_after_a_quiet_day(hours, truce):
-    """Two within an hour begin it; SCOM's one signing after an enrolment does not, nor does a job that comes every two hours."""
+    """Two within an hour, or in two looks of an hourly timer, begin it; SCOM's one signing after an enrolment does not, nor does a job that comes every two hours."""
     assert rewritten([NOW + int(hour * HOUR_S) for hour in hours]) == [("certificate", truce * HOUR_S)]
 
 

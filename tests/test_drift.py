@@ -509,6 +509,17 @@ def test_a_fight_that_goes_on_for_days(scene: Scene) -> None:
     assert ended.result.journal.fights[0].rest_s == HOUR_S
 
 
+def test_a_fight_that_only_the_hourly_look_sees(scene: Scene) -> None:
+    """Under cron nothing tells of a change: configuration management every half an hour is put right once, not each hour for ever."""
+    assert fight(scene, lambda: stranger(scene)).rows == ("L7",)
+    later(scene, HOUR_S + 60)
+    stranger(scene)
+    before = counted(scene)
+    ended = scene.run()
+    assert (ended.status, ended.rows, counted(scene)) == (4, (), before)
+    assert ended.message.startswith("truce: ")
+
+
 def test_a_fight_after_a_release_counts_from_nought(scene: Scene) -> None:
     """Who ended the truce has stopped the other one; a new fight is as short as a first one."""
     for _ in range(2):

@@ -439,6 +439,41 @@ def test_a_change_by_others_stays_until_the_next_hour(image: Callable[[str], Ima
         assert machine.unit("scx-enroll.path", "ActiveState") == "active"
 
 
+def test_two_programs_that_rewrite_a_name_for_ever(image: Callable[[str], Image], tmp_path: Path) -> None:
+    """Configuration management puts its link back at once, and the path unit tells us: one cure, then a truce, a failed service, and peace until a person ends it."""
+    made = image(NEWEST)
+    hurry(made, 1)
+    with enrolled(made, tmp_path) as (machine, ca):
+        machine.wait_for(lambda: machine.unit("scx-enroll.path", "SubState") == "waiting", what="our own changes are over")
+        ours, before, key = machine.served(), agent_of(machine), machine.run("sha256sum", "/etc/opt/omi/ssl/omikey.pem").stdout
+        theirs = machine.run("sh", "-c", "ls /etc/opt/omi/ssl/omi-host-*").stdout.strip()
+        # what is done before a look has wholly ended, the path unit does not see: the next hour's look does
+        seen = "systemctl show --value -p SubState scx-enroll.path | grep -q waiting"
+        again = f"while :; do [ $(readlink {LINK}) = {theirs} ] || {{ {seen} && ln -sfn {theirs} {LINK}; }}; sleep 0.2; done"
+        machine.run("systemd-run", "--quiet", "--unit=management", "sh", "-c", again)
+        machine.wait_for(lambda: machine.unit(SERVICE, "ActiveState") == "failed", what="it is a fight")
+        journal = machine.journal(SERVICE)
+        assert journal.count("scx-enroll: linked generation") == 1, journal
+        assert "waiting: truce: others rewrote the agent's certificate again after it was put right" in journal
+        assert "then: scx-enroll release" in journal
+        machine.wait_for(lambda: machine.unit("scx-enroll.path", "SubState") == "waiting", what="what was written is seen")
+        count = looks(machine)
+        time.sleep(3)
+        machine.run("systemctl", "start", TICK)
+        machine.wait_for(lambda: machine.unit(SERVICE, "ActiveState") == "failed", what="it fails again")
+        assert looks(machine) <= count + 1
+        assert machine.run("readlink", LINK).stdout.strip() == theirs
+        assert (agent_of(machine), ca.posts, machine.run("sha256sum", "/etc/opt/omi/ssl/omikey.pem").stdout) == (before, 1, key)
+        told = facts(machine)
+        assert (told["exit_status"], told["row"], told["served"]) == (4, "L7", ours), "nobody restarted it, so it serves ours all the time"
+        assert 3500 < told["until"] - told["changes"][-1]["time"] <= 3600
+        machine.run("systemctl", "stop", "management")
+        assert machine.run("scx-enroll", "release").stdout == "scx-enroll: released; the next run goes on\n"
+        machine.run("systemctl", "start", SERVICE)
+        assert (is_enrolled(machine), agent_of(machine), ca.posts) == (True, before, 1)
+        assert machine.run("systemctl", "--failed", "--no-legend").stdout == ""
+
+
 @each_suite
 def test_a_storm_of_changes_runs_into_a_limit_or_starts_a_run_each(image: Callable[[str], Image], suite: str, tmp_path: Path) -> None:
     """A thousand changes in half a minute are a handful of looks; afterwards the path unit still works."""
