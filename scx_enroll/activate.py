@@ -191,7 +191,7 @@ def _bring_up(site: Site, agent: Agent, leaf: str, *, reserve: int) -> Tuple[ser
             message = f"{agents.SERVER}, process {before[0]}, goes on through a restart ({end} ends it)"
             raise AgentNotReady(message, _by_hand(agent, before[0], end))
         return _replace(site, agent, leaf, before[0], reserve)
-    stopped = not seen.listening and agents.process(site.root, agent) == "stopped"
+    stopped = not seen.listening and (not agent.pid_file or agents.process(site.root, agent) == "stopped")
     if stopped and _has_room(site, 1 + reserve):
         # A slow stop makes the agent's own restart end with nothing running; one that died on the pair left a pid file.
         said = _control(site, agent, "-start", leaf, reserve)
@@ -250,9 +250,12 @@ def prove(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
     seen = service.probe(agent.port)
     if seen.leaf == leaf or (site.reload and _reload(site, agent, leaf, seen, reserve=reserve)):
         return
+    before = seen.leaf
     seen, said = _bring_up(site, agent, leaf, reserve=reserve)
     if seen.leaf != leaf:
         found = f"it serves {seen.leaf[:16]}" if seen.leaf else seen.problem
+        if before and before == seen.leaf and not agent.pid_file:
+            found = f"it goes on serving {before[:16]}: the restart did not reach its server; ss -ltnp tells that process"
         told = "; ".join(filter(None, (said, unit.said(site.root, agent))))
         raise AgentNotReady(f"the agent does not serve {leaf[:16]}: {found} ({told})", f"see {agent.log}")
 

@@ -24,6 +24,7 @@ SERVER = "omiserver"  # its process, where there is a pid file
 
 _TOOLS = "/opt/microsoft/scx/bin/tools"
 _CLASSIC_SSL = "/etc/opt/microsoft/scx/ssl"
+_OLD_KEY = f"{_CLASSIC_SSL}/scx-key.pem"
 _DEAD = "the agent would not start, and as a service it says nothing"
 
 
@@ -40,7 +41,7 @@ class Agent:
     account: str  # who reads the pair
     marker: str  # the package's "this pair is mine"; "" where the layout has none
     pid_file: str
-    log: str
+    log: str  # for a person
     scxadmin: str
     scxsslconfig: str
     server: str = ""  # its program, by which it is ended and told to read its pair again; "" where that is not known
@@ -179,14 +180,16 @@ def find(root: Root, layout: str = "auto", port: Optional[int] = 0) -> Agent:
     Raises AgentNotReady, saying what was seen, if there is none, or two, or its configuration is not fit for SCOM.
     """
     live = [name for name, known in _LAYOUTS.items() if all(_is_file(root, path) for path in (known.server, known.conf))]
-    if not live and _is_file(root, f"{_CLASSIC_SSL}/scx-key.pem"):
+    if not live and _is_file(root, _OLD_KEY):
         live = ["pegasus"]
     if len(live) > 1 and layout == "auto":
         seen = " and ".join(f"{name} ({_LAYOUTS[name].conf})" for name in live)
         raise AgentNotReady(f"two agents are installed: {seen}", "remove the old one, or set layout in [agent]")
     if not live or layout not in ("auto", *live):
         wanted = "agent" if layout == "auto" else f"agent of layout {layout}"
-        raise AgentNotReady(f"no {wanted} was found: {_seen(root)}", "install the SCOM agent, then run again")
+        old = _old(root)
+        cure = f"; or, where an old one is, give its key the name back, or have one made ({_TOOLS}/scxsslconfig)" if old else ""
+        raise AgentNotReady(f"no {wanted} was found: {_seen(root)}{old}", f"install the SCOM agent{cure}, then run again")
     chosen = live[0] if layout == "auto" else layout
     return _pegasus(port or SCOM_PORT) if chosen == "pegasus" else _omi(root, chosen, SCOM_PORT if port == 0 else port)
 
@@ -207,9 +210,19 @@ def mark(root: Root, path: str) -> str:
     return f"{path} {found.inode},{found.mtime_ns},{found.size}" if found.kind == "file" else path
 
 
+_LOOKED = tuple(path for known in _LAYOUTS.values() for path in (known.server, known.conf))
+
+
 def _seen(root: Root) -> str:
-    looked = [path for known in _LAYOUTS.values() for path in (known.server, known.conf)]
-    return "; ".join(f"{path} is {'there' if _is_file(root, path) else 'missing'}" for path in looked)
+    return "; ".join(f"{path} is {'there' if _is_file(root, path) else 'missing'}" for path in _LOOKED)
+
+
+def _old(root: Root) -> str:
+    """Name the key that is missing where Pegasus, which is known by it, left its certificate."""
+    if any(_is_file(root, path) for path in (*_LOOKED, _OLD_KEY)) or root.entry(f"{_CLASSIC_SSL}/scx.pem").kind == "absent":
+        return ""
+    aside = f"; {_OLD_KEY}_temp is there" if _is_file(root, f"{_OLD_KEY}_temp") else ""
+    return f"; {_OLD_KEY}, by which an agent older than scx 1.5 is known, is missing{aside}"
 
 
 def _omi(root: Root, name: str, port: Optional[int]) -> Agent:
@@ -256,14 +269,14 @@ def _pegasus(port: int) -> Agent:
     return Agent(
         layout="pegasus",
         certificate=f"{_CLASSIC_SSL}/scx.pem",
-        key=f"{_CLASSIC_SSL}/scx-key.pem",
+        key=_OLD_KEY,
         conf="",
         ports=(port,),
         port=port,
         account="root",
         marker="",
         pid_file="",
-        log="",
+        log="the agent's own log",
         scxadmin=f"{_TOOLS}/scxadmin",
         scxsslconfig=f"{_TOOLS}/scxsslconfig",
         unit="scx-cimd",

@@ -245,7 +245,7 @@ def clock(now: int, known: Optional[Known], written: Sequence[int]) -> str:
 
 
 def fights(journal: Journal, sight: Sight, causes: Sequence[str], now: int) -> Tuple[Fight, ...]:
-    """Return the fights after these changes: two rewrites of a name within an hour, as an hourly look has it, each of what we had put there.
+    """Return the fights after these changes: two rewrites of a name within an hourly look's hour, each of what we had put there.
 
     The truce is an hour long, and twice as long each time, up to a day; a quiet day after it ends the fight.
     """

@@ -663,3 +663,116 @@ def test_a_script_that_is_still_at_work(moved: Scene) -> None:
     moved.configure(settle="60s")
     before = moved.host.snapshot()
     assert (moved.run().status, moved.host.snapshot()) == (4, before)
+
+
+# -- an agent older than scx 1.5, of which nothing tells the process ----------------------------------------------------
+
+
+@pytest.fixture
+def old(tmp_path: Path, shared_ca: LabCA) -> Iterator[Scene]:
+    """A host with such an agent, which serves its own certificate."""
+    with LabHost(tmp_path / "host", "pegasus", key="ec:secp256r1") as host:
+        host.knobs(poll=0.005)
+        assert host.start()
+        yield Scene(host, [shared_ca], patience=SHORT)
+
+
+def test_an_old_agent_that_no_restart_reaches_is_ended_by_a_guess(old: Scene) -> None:
+    """No pid file tells which process to end: it is named what a person has to find, all is as it was, and it is not tried again."""
+    old.host.make_stray(poll=0.005)
+    old.patience = replace(SHORT, listener_s=0.3)
+    before, served, pid = old.host.snapshot(), old.served, old.host.pid
+    for _ in range(2):
+        ended = old.run()
+        assert ended.status == 9
+        assert f"it goes on serving {served[:16]}: the restart did not reach its server; ss -ltnp tells that process" in ended.message
+        assert (old.host.snapshot(), old.served, old.host.pid) == (before, served, pid)
+        assert (told(old.host)[1:], spent(old)) == (["-restart"] * 2, 2)
+
+
+@pytest.mark.parametrize("how", ["its start fails once", pytest.param("its stop outlasts the restart", marks=pytest.mark.slow)])
+def test_an_old_agent_that_a_restart_leaves_down_is_rolled_back(old: Scene, how: str) -> None:
+    """The port alone tells that nothing runs: it is started once more, and the certificate stays."""
+    if how == "its start fails once":
+        old.host.fail_starts(1, 1)
+    else:
+        old.host.slow_stop(0.5, 0.02)
+        old.patience = replace(SHORT, listener_s=2.0)
+    ended = old.run()
+    assert (ended.status, old.is_enrolled()) == (0, True), ended
+    assert (told(old.host)[1:], spent(old)) == (["-restart", "-start"], 2)
+
+
+@pytest.mark.slow
+def test_an_old_agent_that_dies_of_the_new_certificate(old: Scene, manager: Manager) -> None:
+    """It is back within the budget, and the failure tells what is known of it: its unit and its start limit, which are forgotten before each start."""
+    manager.said.update(ActiveState="failed", Result="start-limit-hit", ControlGroup="")
+    old.host.refuse_new()
+    before, served = old.host.snapshot(), old.served
+    ended = old.run()
+    assert ended.status == 9
+    assert "nothing listens" in ended.message
+    assert "scx-cimd.service is failed, result start-limit-hit" in ended.message
+    assert ended.hint == "see the agent's own log, mend the cause, then: scx-enroll run --now"
+    assert (old.host.snapshot(), old.served) == (before, served)
+    assert (told(old.host)[1:], spent(old), set(manager.asked)) == (["-restart", "-start", "-restart"], 3, {"reset-failed scx-cimd"})
+
+
+def test_an_old_agent_is_reloaded(old: Scene) -> None:
+    """Whom the signal would reach is not known, so it is restarted, and the log says why."""
+    notes: List[str] = []
+    old.configure(activation="reload")
+    assert run(old, notes).status == 0
+    assert (old.is_enrolled(), told(old.host)[1:]) == (True, ["-restart"])
+    assert notes == ["the agent is restarted, not reloaded: its process is not known"]
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved aside"])
+def test_an_old_agent_without_its_key_is_no_agent(old: Scene, how: str) -> None:
+    """It is known by that key alone, and no script of its time moved one aside: what is missing is named, and nothing is done."""
+    key = Path(old.host.path(old.host.key))
+    kept = key.rename(f"{key}_temp")
+    if how == "deleted":
+        kept = kept.rename(key.parent.parent / "kept")
+    before, served = old.host.snapshot(), old.served
+    ended = old.run()
+    aside = f"; {old.host.key}_temp is there" if how != "deleted" else ""
+    assert ended.status == 4
+    assert ended.message.endswith(f"; {old.host.key}, by which an agent older than scx 1.5 is known, is missing{aside}")
+    assert "where an old one is, give its key the name back, or have one made (/opt/microsoft/scx/bin/tools/scxsslconfig)" in ended.hint
+    assert (old.host.snapshot(), old.served, told(old.host)[1:]) == (before, served, [])
+    kept.rename(key)
+    assert old.run().status == 0
+
+
+def test_an_old_certificate_that_was_moved_aside_is_lost(old: Scene, shared_ca: LabCA) -> None:
+    """L5: where the key stands the certificate gets its name back, whoever moved it; what is left over beside a name is named, and stays."""
+    name = Path(old.host.path(old.host.certificate))
+    assert old.run().status == 0
+    link, served, calls, posts = os.readlink(name), old.served, told(old.host), shared_ca.count_post
+    name.rename(f"{name}_temp")
+    assert old.run().rows == ("L5",)
+    assert (os.readlink(name), old.served, told(old.host), shared_ca.count_post) == (link, served, calls, posts)
+    for left in (old.host.certificate, old.host.key):
+        old.host.make_file(f"{left}_temp", b"left\n")
+    before = old.host.snapshot()
+    ended = old.run()
+    assert ended.result
+    noted = "\n".join(ended.result.view.ready.notes)
+    assert all(f"{left}_temp is left from a package script" in noted for left in (old.host.certificate, old.host.key))
+    assert (ended.rows, old.host.snapshot()) == ((), before)
+
+
+def test_an_old_agent_that_was_stopped_is_started_while_it_is_held(old: Scene) -> None:
+    """Nothing tells a stop from a crash, so it is started: README says so, and that a hold keeps it down."""
+    assert old.run().status == 0
+    old.host.stop()
+    enroll.hold(old.root(), Options(), old.tools(), "stopped for good")
+    assert (old.run().rows, old.served) == ((), "")
+    enroll.hold(old.root(), Options(), old.tools(), "")
+    old.host.fail_starts(2)
+    old.patience = replace(SHORT, listener_s=0.1)
+    assert "does not serve" in (ended := old.run()).message
+    assert "goes on serving" not in ended.message
+    old.patience, old.offset_s = SHORT, 3660
+    assert (old.run().rows, old.is_enrolled()) == (("L9",), True)
