@@ -28,15 +28,16 @@ MAX_CLOCK_SKEW_S = 300  # what Kerberos allows, and less than AD CS sets NotBefo
 class Want:
     """The certificate that is asked for, whoever holds its key.
 
-    `csr` makes the request (PEM) when it is about to be sent. `judge` says what is wrong with a leaf of this CA, given
-    the certificates that came with it (DER). `latch` is recorded with the first success.
+    `csr` makes the request (PEM) when it is about to be sent, and says for which key: a new one is made then. `judge` says
+    what is wrong with a leaf of this CA, given the certificates that came with it (DER). `latch` is recorded with the
+    first success.
     """
 
     spec: RequestSpec
     spki: str
     inputs: str
     held: Tuple[Held, ...]
-    csr: Callable[[], bytes]
+    csr: Callable[[], Tuple[bytes, str]]
     judge: Callable[[CA, bytes, Tuple[bytes, ...]], Tuple[verify.Mismatch, ...]]
     latch: Optional[j.Latch] = None
     new_key: bool = False  # it is for a key that waits for its certificate
@@ -160,11 +161,11 @@ class Acquisition:
         conversation = self.connect(ca)
         if not self._preflight(conversation, ca, want, wish) or not still_due():
             return False
-        csr = want.csr()
+        csr, spki = want.csr()
         now = self.site.clock()
         self.records.spend(now)
         self.store.request(
-            "submit", ca=ca.server, csr=csr.decode(), spki=want.spki, names=want.spec.dns_names, since=now, tries=1, next=0,
+            "submit", ca=ca.server, csr=csr.decode(), spki=spki, names=want.spec.dns_names, since=now, tries=1, next=0,
             rule=want.latch.rule if want.latch else "",
             inputs=want.inputs, due=step.due,
         )

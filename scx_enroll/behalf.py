@@ -71,7 +71,7 @@ class Errand:
         """Return what is asked of a CA."""
         inputs = observe.inputs_of(self.config, self.foreign.spec, self.foreign.spki)
         held = tuple(held for held, _ in self._held())
-        return Want(self.foreign.spec, self.foreign.spki, inputs, held, lambda: self.foreign.pem, self._judge)
+        return Want(self.foreign.spec, self.foreign.spki, inputs, held, lambda: (self.foreign.pem, self.foreign.spki), self._judge)
 
     def _decide(self, want: Want) -> Step:
         share = observe.share_of(self.foreign.spec.fqdn)

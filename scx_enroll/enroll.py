@@ -67,18 +67,20 @@ class Run:
         open_request = self.site.store.journal.request
         waits = ready.staged is not None and open_request.state != "none" and open_request.spki == ready.staged.spki
         new_key = waits or (step is not None and step.new_key)
-        key = Key(seen.key, ready.agent.key, ready.pair.key)
-        if new_key:
-            key, kind = keys.staged(self.site.store, ready.staged, self.config.agent.new_key), self.config.agent.new_key
-            if ready.staged is None or key.spki != ready.staged.spki:
-                self.site.noted(f"a new key was made, {kind}; it comes into service with its certificate")
+        key = ready.staged if new_key and ready.staged else Key(seen.key, ready.agent.key, ready.pair.key)
 
         def judge(ca: CA, leaf: bytes, pool: Tuple[bytes, ...]) -> Tuple[verify.Mismatch, ...]:
             path = observe.rehearsal(self.site.root, key.path, key.pem, self.rehearsed)
             return observe.judge(self.site.root, path, self.config, ca, ready.spec, key.spki, leaf, pool, self.site.clock())
 
-        def csr() -> bytes:
-            return request.build_csr(ready.spec, request.load_key(key.pem or b""))
+        def csr() -> Tuple[bytes, str]:
+            nonlocal key
+            if new_key:
+                known, kind = key, self.config.agent.new_key
+                key = keys.staged(self.site.store, ready.staged, kind)
+                if key != known:
+                    self.site.noted(f"a new key was made, {kind}; it comes into service with its certificate")
+            return request.build_csr(ready.spec, request.load_key(key.pem or b"")), key.spki
 
         return Want(ready.spec, key.spki, seen.inputs, seen.held, csr, judge, self.latch(view), new_key)
 

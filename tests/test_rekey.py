@@ -12,15 +12,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from scx_enroll import enroll, service
+from scx_enroll import enroll, keys, request, service
 from scx_enroll.beside import Beside
 from scx_enroll.errors import HostError
 from scx_enroll.places import leaf_of
+from scx_enroll.journal import DAY_S
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Patience
 from scx_enroll.store import Store
@@ -450,6 +451,28 @@ def test_a_new_key_with_each_certificate(tmp_path: Path, ca: LabCA) -> None:
         assert keys_anywhere(scene) == [host.key]
         assert keys_anywhere(scene) == [host.key]
         assert scene.is_enrolled()
+
+
+@pytest.mark.parametrize("settings", [{}, {"key": "new", "new_key": "ec:secp256r1"}], ids=["the agent's key", "new keys"])
+def test_no_key_is_made_while_the_ca_can_give_no_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Dict[str, str]) -> None:
+    """A CA near its end is asked again and again for days: each time a key would be made, told of, and thrown away."""
+    made: List[str] = []
+    monkeypatch.setattr(keys, "make_key", lambda kind: made.append(kind) or request.make_key(kind))
+    with LabCA(tmp_path / "ca", ca_lifetime=10 * DAY_S) as ca, LabHost(tmp_path / "host", key="ec:secp256r1") as host:
+        scene = Scene(host, [ca], settings=settings)
+        assert scene.run(live=False).status == 0
+        first, key = scene.installed, spki(host)
+        for day in (7, 8, 9):
+            scene.offset_s = day * DAY_S
+            ca.switches.date_offset = scene.offset_s
+            ended = scene.run(live=False)
+            assert (ended.status, ended.rows[-1:]) == (6, ("C4",)), ended
+            assert "would last no longer" in ended.message
+            assert (scene.installed, spki(host), keys_anywhere(scene)) == (first, key, [host.key])
+        assert (scene.posts, len(made)) == (1, len(settings) // 2)
+        assert scene.run(live=False, renew=True).status == 0, "somebody wants it all the same"
+        assert (scene.posts, len(made)) == (2, len(settings))
+        assert (scene.installed != first, spki(host) != key, keys_anywhere(scene)) == (True, bool(settings), [host.key])
 
 
 def test_the_agents_own_key_stays_where_nobody_asked(scene: Scene) -> None:

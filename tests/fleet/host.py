@@ -158,7 +158,7 @@ class Host:
     def _want(self) -> Want:
         now, name = self.world.clock(), self.name
         return Want(
-            self.spec, self.key, self.seen.inputs, self.seen.held, f"csr {self.key} {name}".encode,
+            self.spec, self.key, self.seen.inputs, self.seen.held, lambda: (f"csr {self.key} {name}".encode(), self.key),
             lambda _ca, leaf, _pool: paper.judge(leaf, name, now),
         )
 
