@@ -207,10 +207,9 @@ class Run:
             self.site, agent, generation, running=view.seen.running, inputs=view.seen.inputs, key=key if key != view.seen.key else "",
         )
 
-    def restart(self, view: View, step: Step) -> None:
-        """L8, L9."""
-        leaf = next((held.leaf for held in view.seen.held if held.id == step.generation), view.seen.certificate)
-        activate.restart(self.site, view.ready.agent, leaf)
+    def restart(self, view: View, _step: Step) -> None:
+        """L8, L9: what is installed is what shall be served."""
+        activate.restart(self.site, view.ready.agent, view.seen.certificate)
 
     def ask(self, view: View, step: Step) -> None:
         """The CA table. What would keep a certificate from being installed keeps it from being asked for."""

@@ -72,7 +72,7 @@ def _agent_missing(case: Case) -> Optional[Step]:
 def quiet_from(seen: Observed, policy: Policy, now: int) -> int:
     """Return when the agent's files will have been quiet for long enough, 0 where they are."""
     at = seen.changed_at + min(policy.settle_s, MAX_SETTLE_S)
-    return at if seen.changed_at and seen.changed_at <= now < at else 0
+    return at if seen.changed_at <= now < at else 0
 
 
 def _others_at_work(case: Case) -> Optional[Step]:
@@ -154,7 +154,7 @@ def _not_served(case: Case) -> Optional[Step]:
     if best is None or not seen.live or not seen.listening or seen.served == best.leaf:
         return None
     reason = f"the agent serves {seen.served[:16] or 'no TLS'} instead of {best.id}"
-    return within_restarts(case, Step("L8", "restart", reason, generation=best.id), 1)
+    return within_restarts(case, Step("L8", "restart", reason), 1)
 
 
 def _not_listening(case: Case) -> Optional[Step]:
@@ -162,8 +162,7 @@ def _not_listening(case: Case) -> Optional[Step]:
     ours = best is not None or bool(case.journal.restarting)  # an agent that we stopped, or whose pair was mended, goes on with what it has
     if not ours or seen.listening or not seen.running or not seen.loadable:
         return None
-    step = Step("L9", "restart", "nothing listens on the agent's port", generation=best.id if best else "")
-    return within_restarts(case, step, 1)
+    return within_restarts(case, Step("L9", "restart", "nothing listens on the agent's port"), 1)
 
 
 Row = Callable[[Case], Optional[Step]]
@@ -179,7 +178,7 @@ def _soonest(case: Case, until: Optional[int]) -> Optional[int]:
     failures: List[Union[Backoff, Skip]] = [skip for skip in skips if skip]
     failures += [backoff for backoff in (*case.journal.backoffs, *case.budget.refused) if case.waits(backoff)]
     moments = [until, *(case.until(failure) for failure in failures)]
-    return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def decide(
