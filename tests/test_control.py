@@ -11,16 +11,20 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
-from scx_enroll import activate, aside, cli, enroll, idle, observe, premises, report, systemd, transaction, unit
+from scx_enroll import activate, aside, cli, enroll, idle, observe, premises, report, service, systemd, transaction, unit
 from scx_enroll import agent as agents
 from scx_enroll.beside import Beside
 from scx_enroll.enroll import Options
-from scx_enroll.errors import HostError
+from scx_enroll.errors import AgentNotReady, HostError
+from scx_enroll.journal import Budget, Installation
 from scx_enroll.rootfs import Root
+from scx_enroll.service import Served
+from scx_enroll.store import Store
 from tests import zones
 from tests.lab import packagescripts
 from tests.lab.agent import LabHost, fingerprint
@@ -185,6 +189,149 @@ def test_a_pid_file_that_names_somebody_elses_process(scene: Scene, sleeper: int
     assert ended.status == 9
     assert f"/var/opt/omi/run/omiserver.pid names process {sleeper}, which is not omiserver" in ended.message
     assert scene.served == served
+
+
+ONE, OTHER, NONE = (7, 1), (8, 2), (0, 0)  # starts of the agent
+RIGHT, WRONG, SILENT = Served(listening=True, leaf="new"), Served(listening=True, leaf="old"), Served(listening=False)
+
+
+@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize(
+    ("before", "after", "process", "seen", "then"),
+    [
+        pytest.param(ONE, ONE, "running", WRONG, "replace", id="a stray"),
+        pytest.param(ONE, ONE, "running", RIGHT, "", id="it took the new one up by itself"),
+        pytest.param(ONE, OTHER, "running", WRONG, "", id="restarted, and it refuses"),
+        pytest.param(ONE, ONE, "died", WRONG, "", id="it died, and another listens"),
+        pytest.param(NONE, NONE, "running", WRONG, "", id="no pid file to go by"),
+        pytest.param(ONE, NONE, "stopped", SILENT, "-start", id="a slow stop"),
+        pytest.param(ONE, NONE, "stopped", WRONG, "", id="stopped, and another listens"),
+        pytest.param(ONE, OTHER, "died", SILENT, "", id="it died of the pair"),
+    ],
+)
+def test_what_follows_a_restart(
+    monkeypatch: pytest.MonkeyPatch, room: bool, before: Tuple[int, int], after: Tuple[int, int], process: str, seen: Served, then: str
+) -> None:
+    """What goes on is ended, what is down is started, and nothing else is touched; the way back keeps its restart."""
+    done: List[str] = []
+    instances = iter([before, after])
+    agent: Any = SimpleNamespace(server="omiserver", scxadmin="scxadmin")
+    for place, name, what in (
+        (activate, "_instance", lambda *_: next(instances)), (agents, "process", lambda *_: process), (unit, "outside", lambda *_: 0),
+        (activate, "_control", lambda _site, _agent, word, *_: done.append(word)), (activate, "_await", lambda *_: seen),
+        (activate, "_replace", lambda *_: done.append("replace") or (RIGHT, "")), (activate, "_has_room", lambda _site, needed: room and needed == 2),
+    ):
+        monkeypatch.setattr(place, name, what)
+    site: Any = SimpleNamespace(root=None)
+    if then == "replace" and not room:
+        with pytest.raises(AgentNotReady, match="process 7, goes on through a restart"):
+            activate._bring_up(site, agent, "new", reserve=1)
+    else:
+        assert activate._bring_up(site, agent, "new", reserve=1)[0] == (RIGHT if then == "replace" else seen)
+    assert done == ["-restart", *([then] if then and room else [])]
+
+
+# -- commands that others give, or that a killed run gave ----------------------------------------------------------------
+
+
+def test_the_command_of_a_killed_run_is_still_at_work(scene: Scene, sleeper: int) -> None:
+    """Two at once would fight over the agent: it is waited for, not for ever, and named; nothing is done meanwhile."""
+    assert scene.run().status == 0
+    store = Store(scene.root())
+    store.load()
+    store.update(installation=Installation(pid=sleeper, pid_start=service.start_time(sleeper)))
+    before, calls, scene.patience = scene.host.snapshot(), told(scene.host), replace(SHORT, command_s=0.1)
+    ended = scene.run(renew=True)
+    assert ended.status == 4
+    assert f"still works after 0 s, process {sleeper}" in ended.message
+    assert (scene.host.snapshot(), told(scene.host)) == (before, calls)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_units_command_outlives_the_run_that_was_killed(scene: Scene, manager: Manager, monkeypatch: pytest.MonkeyPatch, ours: bool) -> None:
+    """Its process is the manager's: where the journal says that one was begun, the manager is asked; an idle host asks nobody."""
+    manager.procs.write_text(f"1\n{scene.host.pid}\n")
+    assert scene.run().status == 0
+    store = Store(scene.root())
+    store.load()
+    store.update(restarting=scene.served if ours else "")
+    asked: List[bool] = []
+    monkeypatch.setattr(systemd, "control_is_running", lambda: asked.append(True) or len(asked) < 3)
+    assert scene.run().status == 0
+    assert len(asked) == (3 if ours else 0)
+
+
+def test_a_run_that_is_killed_while_the_agent_stops(scene: Scene) -> None:
+    """L9: it is down by our own restart, as the journal says while the command works; else it would count as stopped on purpose."""
+    assert scene.run().status == 0
+    scene.host.kill()
+    path, copy = Path(scene.host.path(scene.host.scxadmin)), scene.etc / "journal.json"
+    real = path.rename(path.with_name("real"))
+    path.write_text(f'#!/bin/sh\nsleep 0.1; cp "{scene.state}/journal.json" "{copy}"\nexec "{real}" -stop\n')
+    path.chmod(0o755)
+    assert scene.run().status == 4
+    real.replace(path)
+    during, after = (json.loads(file.read_bytes()) for file in (copy, scene.state / "journal.json"))
+    assert during["restarting"] == after["restarting"] == scene.installed
+    assert (during["installation"]["pid"] > 1, after["installation"]["pid"]) == (True, 0)
+    assert agents.process(scene.root(), agents.find(scene.root(), port=scene.host.port)) == "stopped"
+    assert scene.run().rows == ("L9",)
+    assert scene.is_enrolled()
+
+
+def test_an_agent_that_was_started_is_stopped_after_a_run_that_failed(scene: Scene) -> None:
+    """L9: it was seen up, so our restart is over, however the run ended: who stops it then has a purpose."""
+    assert scene.run().status == 0
+    scene.host.kill()
+    password = scene.etc / "password0"
+    kept = password.rename(password.with_name("kept"))
+    ended = scene.run(renew=True)
+    assert (ended.status, ended.rows) == (3, ("L9",)), ended
+    kept.rename(password)
+    scene.host.stop()
+    assert (scene.run().rows, scene.served) == ((), "")
+
+
+def test_a_package_manager_begins_between_look_and_restart(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scripts stop and start the agent themselves: the restart is left to a later run."""
+    assert scene.run().status == 0
+    scene.host.kill()
+    calls, found = told(scene.host), iter([""])
+    monkeypatch.setattr(agents, "packager", lambda _root: next(found, "dpkg, process 4711,"))
+    ended = scene.run()
+    assert (ended.status, ended.message) == (4, "dpkg, process 4711, is changing packages")
+    assert told(scene.host) == calls
+
+
+def test_a_stray_whose_program_others_may_write(scene: Scene, manager: Manager) -> None:
+    """It would be run as root to end it: refused before a restart is spent."""
+    Path(scene.host.path("/opt/omi/bin/omiserver")).chmod(0o777)
+    served = scene.served
+    ended = scene.run()
+    assert "may be written by others" in ended.message
+    assert (scene.served, spent(scene)) == (served, 0)
+
+
+def test_a_stray_that_takes_its_time_to_end(scene: Scene, manager: Manager) -> None:
+    """Started beside it, the service would find its port taken: it is waited for."""
+    scene.host.make_stray(poll=0.005)
+    scene.host.knobs(stop_takes=0.3)
+    assert scene.run().status == 0
+    assert scene.is_enrolled()
+
+
+def test_the_very_second_in_which_the_budget_has_room(scene: Scene) -> None:
+    """The plan says "not before" that time; a run that comes then must not be told to wait."""
+    store, now = Store(scene.root()), 1_700_000_000
+    with store.lock(0, str):
+        store.save_budget(Budget(restarts=(now,) * 3))
+        site = activate.Site(scene.root(), store, SHORT, lambda: now + 3600, str)
+        assert activate._has_room(site, 1)
+        assert activate.within_budget(site, 1).restarts == (now,) * 3
+        early = replace(site, clock=lambda: now + 3599)
+        assert not activate._has_room(early, 1)
+        with pytest.raises(activate.Truce, match="no room for a restart"):
+            activate.within_budget(early, 1)
 
 
 # -- where systemd keeps the agent -------------------------------------------------------------------------------------

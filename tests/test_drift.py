@@ -693,6 +693,24 @@ def test_what_an_interrupted_run_healed_is_told(scene: Scene, monkeypatch: pytes
     assert (told["cause"], told["deeds"], told["waits"]) == ("link-moved", ["an interrupted run finished"], ""), told
 
 
+def test_a_hold_while_a_package_manager_keeps_an_installation_open(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who holds in an emergency need not wait for dpkg; what was begun is told, and the next run finishes it first. No other work begins."""
+    scene.host.move_link_back()
+    with monkeypatch.context() as patch:
+        patch.setattr("scx_enroll.transaction._forward", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            scene.run()
+    before, notes = scene.host.snapshot(), []
+    with monkeypatch.context() as patch:
+        patch.setattr("scx_enroll.agent.packager", lambda _root: "dpkg")
+        assert (scene.run().message, scene.do(enroll.roll_back).status) == ("dpkg is changing packages", 4)
+        enroll.hold(scene.root(), Options(), scene.tools(noted=notes.append), "freeze")
+    assert notes == ["what an interrupted run began is still open, and the next run goes on with it: dpkg is changing packages"]
+    assert scene.host.snapshot() == before
+    assert scene.run().message == "held: freeze"
+    assert scene.acted == ["L1"]
+
+
 @pytest.mark.slow
 def test_a_hold_outlives_a_clock_that_was_far_ahead(scene: Scene) -> None:
     """A change freeze does not end because a clock was wrong for an hour."""

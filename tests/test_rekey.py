@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import serialization
 from scx_enroll import enroll, keys, request, service
 from scx_enroll.beside import Beside
 from scx_enroll.errors import HostError
-from scx_enroll.places import leaf_of
 from scx_enroll.journal import DAY_S
+from scx_enroll.places import leaf_of
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Patience
 from scx_enroll.store import Store

@@ -29,6 +29,7 @@ REAL_RENAME = os.rename
 SSL = "/etc/opt/omi/ssl"
 NAME = f"{SSL}/omi.pem"
 ID = "0123456789abcdef"
+ME = (os.geteuid(), os.getegid())
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root: files of another user")
 
 
@@ -243,7 +244,7 @@ def test_a_copy_belongs_to_somebody_the_agent_can_not_read_as(store, tree):
 class Recorder:
     """Notes the order of the calls that decide what a power failure leaves; descriptors are told by what they are."""
 
-    NAMES = ("write", "fsync", "rename", "link", "symlink", "unlink", "mkdir", "fchmod", "fchown")
+    NAMES = ("write", "fsync", "rename", "link", "symlink", "unlink", "mkdir", "rmdir", "fchmod", "fchown")
 
     def __init__(self, monkeypatch):
         self.calls = []
@@ -286,6 +287,53 @@ def test_a_power_failure_between_two_calls(store, monkeypatch, change, wanted):
     recorder = Recorder(monkeypatch)
     change(store)
     assert recorder.calls == wanted
+
+
+def test_a_power_failure_while_a_key_changes_or_goes(store, tree, monkeypatch):
+    """A pair stands before a name leads to it; what is removed is gone for good, above all a key, before anything rests on that."""
+    beside, key, ssl = store.beside, f"{SSL}/omikey.pem", tree / SSL[1:]
+    (ssl / "m.pem_temp").write_bytes(b"moved aside")
+    (ssl / f"scx-enroll-{ID}-1.pem").write_bytes(b"a copy")
+    recorder, owned = Recorder(monkeypatch), ["write file", "fchown file", *REPLACED[1:]]
+
+    def calls(change, *arguments):
+        recorder.calls.clear()
+        change(*arguments)
+        return recorder.calls
+
+    put, gone = ["symlink", "rename", "fsync folder"], ["unlink", "fsync folder"]
+    assert calls(beside.make_pair, NAME, b"leaf", b"key", ME) == ["mkdir", *REPLACED, *owned, "fchmod folder", "rename", "fsync folder"]
+    assert calls(beside.point, NAME, "scx-enroll-pair-1") == put
+    rights = [f"{call} {what}" for what in ("file", "folder") for call in ("fchown", "fchmod", "fsync")]
+    assert calls(beside.own, NAME, "scx-enroll-pair-1", ME, b"key") == rights
+    assert calls(beside.remove_pairs, NAME) == ["unlink", "unlink", "unlink", "rmdir", "fsync folder"]
+    assert calls(beside.move_back, f"{SSL}/m.pem") == ["link", "fsync folder", *gone]
+    assert calls(beside.sweep, NAME, ()) == gone
+    assert calls(beside.save_baked_in, key, ("a",)) == REPLACED
+    assert calls(beside.save_baked_in, key, ()) == gone
+    (ssl / "omikey.pem").write_bytes(b"key")
+    swept = ["fsync folder"] * 2  # the pairs, and our copies: there are none
+    assert calls(beside.delete_pair, key, NAME) == [*gone, *gone, *swept, *gone, *swept, "fsync folder"]
+
+
+def test_a_pair_of_a_killed_run_travels_with_an_image(store, tree):
+    """The key in it is as good as the agent's: who has the agent's deleted has that one deleted, too; and there need be none."""
+    ssl = tree / SSL[1:]
+    for _ in range(2):
+        (ssl / "omikey.pem").write_bytes(b"key")
+        store.beside.point(NAME, store.beside.make_pair(NAME, b"leaf", b"key", ME))
+        store.beside.delete_pair(f"{SSL}/omikey.pem", NAME)
+        assert os.listdir(ssl) == []
+    assert not store.beside.own(NAME, "scx-enroll-pair-1", ME, b"key")
+
+
+def test_what_is_in_the_way_of_our_link_is_replaced(store, tree):
+    """A rename would end somebody's file: it is named, and stays."""
+    theirs = tree / SSL[1:] / "scx-enroll-pair"
+    theirs.write_bytes(b"somebody's")
+    with pytest.raises(HostError, match="is in the way of a new key"):
+        store.beside.point(NAME, "scx-enroll-pair-1")
+    assert theirs.read_bytes() == b"somebody's"
 
 
 def test_the_state_directory_itself_is_lost(tree, monkeypatch):
@@ -441,6 +489,12 @@ CHANGES = {
     "prune": lambda s: s.prune(),
     "sweep": lambda s: s.beside.sweep(NAME, ()),
     "check_folder": lambda s: s.beside.check_folder(NAME),
+    "make_pair": lambda s: s.beside.make_pair(NAME, b"leaf", b"key", ME),
+    "point": lambda s: s.beside.point(NAME, "scx-enroll-pair-1"),
+    "own": lambda s: s.beside.own(NAME, s.beside.make_pair(NAME, b"leaf", b"key", ME), ME, b"key"),
+    "remove_pairs": lambda s: s.beside.remove_pairs(NAME),
+    "save_baked_in": lambda s: s.beside.save_baked_in(f"{SSL}/omikey.pem", ("a",)),
+    "none_baked_in": lambda s: s.beside.save_baked_in(f"{SSL}/omikey.pem", ()),
 }
 FAULTS = ["write", "fsync", "rename", "link", "symlink", "mkdir", "unlink", "rmdir", "open", "fchmod", "fchown", "listdir"]
 
