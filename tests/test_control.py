@@ -204,6 +204,7 @@ RIGHT, WRONG, SILENT = Served(listening=True, leaf="new"), Served(listening=True
         pytest.param(ONE, OTHER, "running", WRONG, "", id="restarted, and it refuses"),
         pytest.param(ONE, ONE, "died", WRONG, "", id="it died, and another listens"),
         pytest.param(NONE, NONE, "running", WRONG, "", id="no pid file to go by"),
+        pytest.param(NONE, NONE, "running", SILENT, "-start", id="no pid file, and nothing listens"),
         pytest.param(ONE, NONE, "stopped", SILENT, "-start", id="a slow stop"),
         pytest.param(ONE, NONE, "stopped", WRONG, "", id="stopped, and another listens"),
         pytest.param(ONE, OTHER, "died", SILENT, "", id="it died of the pair"),
@@ -215,7 +216,7 @@ def test_what_follows_a_restart(
     """What goes on is ended, what is down is started, and nothing else is touched; the way back keeps its restart."""
     done: List[str] = []
     instances = iter([before, after])
-    agent: Any = SimpleNamespace(server="omiserver", scxadmin="scxadmin")
+    agent: Any = SimpleNamespace(server="omiserver", scxadmin="scxadmin", pid_file="" if before == NONE else "omiserver.pid")
     for place, name, what in (
         (activate, "_instance", lambda *_: next(instances)), (agents, "process", lambda *_: process), (unit, "outside", lambda *_: 0),
         (activate, "_control", lambda _site, _agent, word, *_: done.append(word)), (activate, "_await", lambda *_: seen),
@@ -267,7 +268,8 @@ def test_a_run_that_is_killed_while_the_agent_stops(scene: Scene) -> None:
     scene.host.kill()
     path, copy = Path(scene.host.path(scene.host.scxadmin)), scene.etc / "journal.json"
     real = path.rename(path.with_name("real"))
-    path.write_text(f'#!/bin/sh\nsleep 0.1; cp "{scene.state}/journal.json" "{copy}"\nexec "{real}" -stop\n')
+    pid_file = scene.host.path("/var/opt/omi/run/omiserver.pid")
+    path.write_text(f'#!/bin/sh\nsleep 0.1; cp "{scene.state}/journal.json" "{copy}"\nrm "{pid_file}"\n')
     path.chmod(0o755)
     assert scene.run().status == 4
     real.replace(path)
@@ -275,6 +277,7 @@ def test_a_run_that_is_killed_while_the_agent_stops(scene: Scene) -> None:
     assert during["restarting"] == after["restarting"] == scene.installed
     assert (during["installation"]["pid"] > 1, after["installation"]["pid"]) == (True, 0)
     assert agents.process(scene.root(), agents.find(scene.root(), port=scene.host.port)) == "stopped"
+    scene.offset_s = 3660
     assert scene.run().rows == ("L9",)
     assert scene.is_enrolled()
 
@@ -282,6 +285,7 @@ def test_a_run_that_is_killed_while_the_agent_stops(scene: Scene) -> None:
 def test_an_agent_that_was_started_is_stopped_after_a_run_that_failed(scene: Scene) -> None:
     """L9: it was seen up, so our restart is over, however the run ended: who stops it then has a purpose."""
     assert scene.run().status == 0
+    scene.offset_s = 3660
     scene.host.kill()
     password = scene.etc / "password0"
     kept = password.rename(password.with_name("kept"))

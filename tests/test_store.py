@@ -317,14 +317,23 @@ def test_a_power_failure_while_a_key_changes_or_goes(store, tree, monkeypatch):
 
 
 def test_a_pair_of_a_killed_run_travels_with_an_image(store, tree):
-    """The key in it is as good as the agent's: who has the agent's deleted has that one deleted, too; and there need be none."""
+    """The key in it is as good as the agent's: who has the agent's deleted has that one deleted, too; and there need be none. A file is no pair."""
     ssl = tree / SSL[1:]
+    (ssl / "scx-enroll-pair-9").write_bytes(b"somebody's")
     for _ in range(2):
         (ssl / "omikey.pem").write_bytes(b"key")
         store.beside.point(NAME, store.beside.make_pair(NAME, b"leaf", b"key", ME))
         store.beside.delete_pair(f"{SSL}/omikey.pem", NAME)
-        assert os.listdir(ssl) == []
+        assert os.listdir(ssl) == ["scx-enroll-pair-9"]
     assert not store.beside.own(NAME, "scx-enroll-pair-1", ME, b"key")
+
+
+@pytest.mark.parametrize(("name", "left"), [("", False), ("scx-enroll-pair", True), ("scx-enroll-pair-7", True), ("scx-enroll-pair-x", False)])
+def test_what_a_killed_change_of_the_key_left_is_overlooked(store, tree, name, left):
+    """A folder with a private key, or the link to it, is looked for by name among what is the agent's."""
+    if name:
+        (tree / SSL[1:] / name).symlink_to("nowhere")
+    assert store.beside.has_pairs(NAME) is left
 
 
 def test_what_is_in_the_way_of_our_link_is_replaced(store, tree):
@@ -423,6 +432,27 @@ def test_a_file_of_root_in_place_of_a_key(store, tree, how):
     assert not store.beside.own(NAME, pair, (NOBODY, NOBODY), b"key\n")
     found = os.stat(secret)
     assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o600)
+
+
+@as_root
+def test_a_package_script_gives_a_pair_to_others(store, tree):
+    """It changes what links lead to: before each rename the key is its account's alone again, and the folder ours, and open to that account."""
+    folder = tree / SSL[1:] / store.beside.make_pair(NAME, b"leaf\n", b"key\n", (NOBODY, NOBODY))
+    for path, owner, mode in ((folder, NOBODY, 0o700), (folder / "key.pem", 0, 0o644)):
+        os.chown(path, owner, owner)
+        path.chmod(mode)
+    assert store.beside.own(NAME, folder.name, (NOBODY, NOBODY), b"key\n")
+    found = [os.stat(path) for path in (folder, folder / "key.pem")]
+    assert [(one.st_uid, one.st_gid, stat.S_IMODE(one.st_mode)) for one in found] == [(0, 0, 0o755), (NOBODY, NOBODY, 0o400)]
+
+
+def test_a_folder_that_takes_no_file_is_found_out_when_it_is_too_late(store, tree):
+    """Before anything is asked for, a file is really made beside the agent's name; and none is left."""
+    before = sorted(os.listdir(tree / SSL[1:]))
+    with Failing("write", 0, errno.EROFS), pytest.raises(HostError, match="Read-only file system"):
+        store.beside.check_folder(NAME)
+    store.beside.check_folder(NAME)
+    assert sorted(os.listdir(tree / SSL[1:])) == before
 
 
 def test_folders_deeper_than_any_of_ours(store, tree):
