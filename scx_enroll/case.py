@@ -136,6 +136,12 @@ class Case:
         """Whether this CA has refused the password or key that it would be given, and was not asked since."""
         return ca not in self.wish.tried and any(refused.ca == ca for refused in self.budget.refused)
 
+    @property
+    def once(self) -> bool:
+        """Whether this run alone was told to do it: a later one would not go on."""
+        skipped = self.wish.now and self.best and any(s.generation == self.best.id and self.waits(s) for s in self.journal.skipped)
+        return self.wish.renew or bool(skipped)
+
     def truce(self, name: str) -> Optional[Fight]:
         """Return the fight over one of the agent's two names in which nothing is done to it now; `--now` does not end it."""
         return next((f for f in self.journal.fights if f.name == name and f.at <= self.now < f.until), None)
@@ -173,4 +179,4 @@ def within_budget(case: Case, step: Step, needed: int) -> Step:
         return step
     spent = f"the restart budget ({RESTARTS_PER_HOUR} an hour, {RESTARTS_PER_DAY} a day) has no room for {NEEDS[needed]}"
     reason = f"{step.reason}, but {spent}"
-    return Step(step.row, "wait", reason, until=until, status=4, hint=RESTARTS_AGAIN if case.wish.renew else RESTARTS_HINT)
+    return Step(step.row, "wait", reason, until=until, status=4, hint=RESTARTS_AGAIN if case.once else RESTARTS_HINT)

@@ -19,6 +19,7 @@ REST_S = 7 * DAY_S  # as long as any answer stands: then everything is looked at
 MANY = 2  # parts of a machine's identity that no single machine changes within a week
 MAX_SETTLE_S = 30 * 60  # files that never rest are not waited for any longer
 
+AFTERWARDS = "; then run it again, which is not remembered"
 TRUCE_HINT = (
     "find out who does it (scx-enroll status tells what was seen) and stop one of the two: this program with scx-enroll hold; "
     "or them, and then: scx-enroll release"
@@ -91,7 +92,8 @@ def _held_by_operator(case: Case) -> Optional[Step]:
     if not held:
         return None
     status = 4 if case.wish.renew else 0  # what was asked for was not done
-    return Step("L4", "hold", f"held: {held}", until=case.journal.hold_until or None, status=status, hint="scx-enroll release")
+    hint = "scx-enroll release" + (AFTERWARDS if status else "")
+    return Step("L4", "hold", f"held: {held}", until=case.journal.hold_until or None, status=status, hint=hint)
 
 
 def _moved_aside(case: Case) -> Optional[Step]:
@@ -122,7 +124,7 @@ def _truce(case: Case, name: str) -> Optional[Step]:
     about = judged if seen.served == seen.certificate else "which is not what is installed"
     serves = f"serves {seen.served[:16]}, {about}" if seen.served else "serves nothing"
     reason = f"truce: others rewrote the agent's {name} again after it was put right; meanwhile the agent {serves}"
-    return Step("L7", "wait", reason, until=fight.until, status=4, hint=TRUCE_HINT, retry=PERSON)
+    return Step("L7", "wait", reason, until=fight.until, status=4, hint=TRUCE_HINT + (AFTERWARDS if case.wish.renew else ""), retry=PERSON)
 
 
 def _adoptable(case: Case) -> Optional[Step]:

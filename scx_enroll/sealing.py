@@ -165,7 +165,10 @@ def seal(site: Site, config: str, *, delete_key: bool) -> Seal:
 
 
 def _check_deletion(site: Site, agent: Agent) -> None:
-    """Refuse where the agent would go on with a key that is gone, or where the key is not the agent's alone."""
+    """Refuse where the agent would go on with a key that is gone, or be unknown without, or where the key is not the agent's alone."""
+    if agent.layout == "pegasus":
+        hint = "seal without --delete-key: a clone does not go on with the key that came with it"
+        raise AgentNotReady("an agent older than scx 1.5 is known by its key, and not found without", hint)
     listening = site.root.live and agent.port and service.probe(agent.port).listening
     if listening or (agent.pid_file and agents.process(site.root, agent) == "running"):
         raise AgentNotReady("the agent runs, and would die at its next restart without its key", f"stop it first: {agent.scxadmin} -stop")
@@ -205,7 +208,7 @@ def told(sealed: Seal, root: str) -> str:
         lines.append("no agent's key was found here")
     if sealed.request.state != "none":
         known = "a request whose ID is not known" if sealed.request.id is None else f"request ID {sealed.request.id}"
-        gone = "; the new key that it is for is not kept: withdraw it" if sealed.dropped else ""
+        gone = "; the new key that it is for is not kept: have it denied there" if sealed.dropped else ""
         lines.append(f"note: {known} at {sealed.request.ca} is this host's; no clone takes it over{gone}")
     elif sealed.dropped:
         lines.append("note: a new key that waited for its certificate is not kept")

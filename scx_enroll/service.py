@@ -337,7 +337,7 @@ def control(root: Root, command: Tuple[str, ...], patience: Patience, started: C
         os.close(output)
     if unit:
         said += f" (journalctl -u {unit})"
-    return f"{' '.join(command)}: exit status {status}; {' '.join(said.split())}"
+    return "; ".join(filter(None, (f"{' '.join(command)}: exit status {status}", " ".join(said.split()))))
 
 
 def _wait(child: "subprocess.Popen[bytes]", command: Tuple[str, ...], patience: Patience, unit: str) -> Optional[int]:

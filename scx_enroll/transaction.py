@@ -132,15 +132,13 @@ def _finish(site: Site, agent: Agent) -> None:
     if site.store.journal.installation.state == "installing":
         try:
             _forward(site, agent)
-        except pairs.Disturbed:
-            raise
         except Truce as spent:
             seen = comes_up(site, agent, _place(site.store.journal.installation, "target").leaf)
             if seen.listening or not _is_there(site, agent, "target"):
                 raise
             site.store.installation("failed", why=spent.message)  # a killed run left it down: the last restart is for the way back
         except AgentNotReady as cause:
-            if site.store.journal.installation.state == "settled":
+            if site.store.journal.installation.state == "settled" or isinstance(cause, pairs.Disturbed):
                 raise
             site.store.installation("failed", why=cause.message)
         except HostError:
@@ -186,7 +184,10 @@ def _names(site: Site, agent: Agent, entry: j.Installation) -> pairs.Names:
 
 
 def _place(entry: j.Installation, role: str) -> j.Place:
-    return _known(entry.target if role == "target" else entry.previous)
+    place = entry.target if role == "target" else entry.previous
+    if place is None:  # from_json refuses such a journal
+        raise EnrollError("an open installation lacks its target or previous place")
+    return place
 
 
 def _side(site: Site, entry: j.Installation, role: str) -> Optional[pairs.Side]:
@@ -241,12 +242,6 @@ def _straighten(site: Site, agent: Agent, role: str, *, lost: bool = False) -> N
         pairs.remove(site.store, names)
 
 
-def _known(place: Optional[j.Place]) -> j.Place:
-    if place is None:  # from_json refuses such a journal
-        raise EnrollError("an open installation lacks its target or previous place")
-    return place
-
-
 def _fits(site: Site, agent: Agent, role: str) -> bool:
     """Say whether OpenSSL takes a side's certificate with the key that goes with it: the agent's own, or the one in our records."""
     entry = site.store.journal.installation
@@ -298,7 +293,7 @@ def _mark(site: Site, agent: Agent, place: j.Place) -> None:
 def _forward(site: Site, agent: Agent) -> None:
     """Raises AgentNotReady where the target is in place but not served."""
     entry = site.store.journal.installation
-    target = _known(entry.target)
+    target = _place(entry, "target")
     usable = _fits(site, agent, "target")
     if not usable and not _is_there(site, agent, "target"):
         _close(site, agent)
@@ -325,11 +320,15 @@ def _current(site: Site, agent: Agent) -> j.Place:
 def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven: bool) -> None:
     """Close the installation; remember what is there and what was before."""
     journal = site.store.journal
-    entry, before = journal.installation, _known(journal.installation.previous)
+    entry, before = journal.installation, _place(journal.installation, "previous")
     forward, hold = event in ("proved", "left_unproven", "kept"), entry.hold if event in ("proved", "left_unproven") else ""
     skipped = tuple(skip for skip in journal.skipped if not (forward and skip.generation == installed.generation))
-    if hold and before.generation:
-        skipped += (_skip(site, before.generation, entry.inputs, "changed", 0, f"generation {before.generation} was {hold}"),)
+    if hold:  # it stands against what was in service, and what is newer than what is now
+        ids = [generation.id for generation in site.store.generations()]
+        newer = ids[ids.index(installed.generation) + 1 :] if installed.generation in ids else ids
+        aside = tuple(filter(None, dict.fromkeys((before.generation, *newer))))
+        skips = (_skip(site, one, entry.inputs, "changed", 0, f"generation {one} was {hold}") for one in aside)
+        skipped = (*(skip for skip in skipped if skip.generation not in aside), *skips)
     site.store.beside.sweep(agent.certificate, (installed.text,))  # before the end is recorded, or a crash would leave copies behind
     site.store.installation(
         event,
@@ -358,7 +357,7 @@ def _skip(site: Site, generation: str, inputs: str, retry: str, status: int, mes
 def _backward(site: Site, agent: Agent) -> None:
     """Put back what was there. Raises RolledBack where that is proven or can't be told, else RollbackFailed."""
     entry = site.store.journal.installation
-    target, previous = _known(entry.target), _known(entry.previous)
+    target, previous = _place(entry, "target"), _place(entry, "previous")
     what = f"generation {target.generation}" if target.generation else "the earlier certificate"
     fits = _fits(site, agent, "previous")
     if not fits and not _fits(site, agent, "target"):  # a restart would end an agent that may still serve what it has read

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, Protocol, Sequence
 
-from scx_enroll.errors import Busy, EnrollError, HostError, NeedsPerson, Sealed, Unconfigured, UsageError
+from scx_enroll.errors import Busy, ConfigError, EnrollError, HostError, NeedsPerson, Sealed, Unconfigured, UsageError
 from scx_enroll.idle import say
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
@@ -112,6 +112,11 @@ class Call:
             return verb(self.root, self.options, self.tools, *arguments, **named)
         finally:
             self.signals.gentle = False
+
+    def _journal(self) -> Any:
+        store = self.tools.store(self.root)
+        store.load()
+        return store.journal
 
     def _publish(self, facts: Dict[str, Any]) -> None:
         """Leave the facts for anybody to read; what was done keeps its status where that fails."""
@@ -220,7 +225,13 @@ class Call:
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise HostError(f"{STATUS} is not understood", "let root run: scx-enroll run") from None
         else:
-            facts = self.report.document(self.enroll.inspect(self.root, self.options, self.tools), self.tools.clock())
+            try:
+                facts = self.report.document(self.enroll.inspect(self.root, self.options, self.tools), self.tools.clock())
+            except ConfigError:
+                held = self._journal().held(self.tools.clock())
+                if held and not self.json:
+                    say(sys.stdout, f"held: {held}\n")
+                raise
             shown = self.report.as_status(facts)
         say(sys.stdout, self.report.as_json(facts) if self.json else shown)
         return 0
@@ -312,7 +323,9 @@ class Call:
         """End a hold, and truces."""
         self._no_config()
         held = self._carefully(self.enroll.hold, "")
-        say(sys.stdout, "scx-enroll: released; the next run goes on\n" if held else "scx-enroll: not held; nothing was changed\n")
+        kept = any(skip.retry == "changed" for skip in self._journal().skipped)
+        but = "; what was rolled back stays back until: scx-enroll run --now, or --renew" if held and kept else ""
+        say(sys.stdout, f"scx-enroll: released; the next run goes on{but}\n" if held else "scx-enroll: not held; nothing was changed\n")
         return 0
 
     def seal(self) -> int:

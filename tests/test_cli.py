@@ -685,6 +685,19 @@ def test_a_time_that_is_none_or_past(text, why):
     assert caught.value.hint
 
 
+def test_a_hold_of_a_host_that_is_not_configured_yet_is_shown(tmp_path):
+    """README holds a host before its first run: `status` tells, beside what is missing; the JSON stays one document."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "var/lib").mkdir(parents=True)
+    root = str(tmp_path)
+    assert in_process(["--root", root, "status"])[:2] == (3, "")
+    assert in_process(["--root", root, "hold", "not yet"])[0] == 0
+    status, said, errors_said = in_process(["--root", root, "status"])
+    assert (status, said) == (3, "held: not yet\n")
+    assert "there is no /etc/scx-enroll/scx-enroll.conf" in errors_said
+    assert set(json.loads(in_process(["--root", root, "status", "--json"])[1])) == {"error", "exit_status", "hint", "version"}
+
+
 def test_a_hold_says_until_when_and_a_release_whether_it_held(host):
     """Both end with 0; a hold refused leaves the one before."""
     assert in_process(["--root", host, "release"])[:2] == (0, "scx-enroll: not held; nothing was changed\n")

@@ -643,6 +643,26 @@ def test_a_rollback_waits_for_the_window(scene: Scene) -> None:
     assert not scene.is_enrolled()
 
 
+def test_a_certificate_that_waited_for_the_window_is_installed_after_a_rollback(scene: Scene, shared_ca: LabCA) -> None:
+    """The operator went back, and meant it: one that is newer and was not in service yet waits for a word, too."""
+    scene.run()
+    scene.configure(restart_window=window(scene, 4 * 3600))
+    assert scene.run(renew=True).status == 4
+    ours, posts = scene.installed, shared_ca.count_post
+    assert scene.do(enroll.roll_back).status == 0
+    assert scene.command("release").stdout.endswith("back until: scx-enroll run --now, or --renew\n")
+    before, served = scene.host.snapshot(), scene.served
+    for later in (0, 5 * 3600):
+        scene.offset_s = later
+        ended = scene.run()
+        assert (ended.status, ended.rows, "was rolled back by the operator" in ended.message) == (9, (), True), ended
+    assert (scene.host.snapshot(), scene.served, shared_ca.count_post) == (before, served, posts)
+    scene.configure(restart_window="")
+    assert scene.run(now=True).rows == ("L7",)
+    assert scene.is_enrolled()
+    assert scene.installed != ours
+
+
 def test_a_broken_agent_waits_for_the_window(scene: Scene) -> None:
     """It serves nothing, so there is nothing to lose."""
     scene.run()

@@ -180,6 +180,8 @@ def test_the_operator_said_hold():
     assert told(step) == ("L4", "hold", None, 0)
     assert at(EMPTY, Journal(hold="change freeze"), wish=Wish(renew=True)).status == 4, "what was asked for was not done"
     assert (step.reason, step.hint) == ("held: change freeze", "scx-enroll release")
+    again = "scx-enroll release; then run it again, which is not remembered"
+    assert at(EMPTY, Journal(hold="change freeze"), wish=Wish(renew=True)).hint == again
 
 
 def test_a_hold_with_an_end():
@@ -237,6 +239,7 @@ def test_a_truce_leaves_the_name_alone():
     assert "truce: others rewrote the agent's certificate again" in step.reason
     assert "the agent serves self, which is not what is wanted (it is self-signed)" in step.reason
     assert "scx-enroll hold" in step.hint
+    assert at(seen, CALLED_OFF, wish=Wish(renew=True)).hint == f"{step.hint}; then run it again, which is not remembered"
     assert at(replace(seen, problems=()), CALLED_OFF).reason.endswith("serves self, which is valid")
     assert at(replace(seen, served="x"), CALLED_OFF).reason.endswith("serves x, which is not what is installed")
     down = replace(seen, served="", listening=False, process="died", loadable=False)
@@ -307,6 +310,22 @@ def test_an_installation_needs_two_restarts(used, row):
     if row == "wait":
         assert (step.until, step.status) == (NOW - 60 + HOUR_S, 4)
         assert "restart budget" in step.reason
+
+
+@pytest.mark.parametrize(
+    ("wish", "skipped", "promised"),
+    [
+        (Wish(), (), "it goes on by itself then"),
+        (Wish(now=True), (), "it goes on by itself then"),
+        (Wish(now=True), (skip(retry="changed", inputs="other"),), "it goes on by itself then"),
+        (Wish(now=True), (skip(retry="changed"),), "run it again then"),
+        (Wish(renew=True), (), "run it again then"),
+    ],
+)  # fmt: skip
+def test_what_only_this_run_was_told_to_do_goes_on_by_itself(wish, skipped, promised):
+    """L7: what the operator rolled back is installed by `--now` and by no timer, so that must be said again."""
+    step = at(replace(GOOD, certificate="self", served="self"), Journal(skipped=skipped), budget=restarts(3), wish=wish)
+    assert (step.row, step.action, step.hint.partition(";")[0]) == ("L7", "wait", promised)
 
 
 @pytest.mark.parametrize("seen", [dict(live=False), dict(process="stopped", listening=False, served="")])

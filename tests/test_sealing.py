@@ -338,6 +338,18 @@ def test_a_deletion_that_is_interrupted_leaves_no_name_that_leads_nowhere(scene:
     assert os.listdir(name.parent) == []
 
 
+def test_an_old_agent_is_nowhere_without_its_key(tmp_path: Path, ca: LabCA) -> None:
+    """Pegasus is known by its key: deleted, every clone would say that no agent is there. Refused, and nothing is sealed."""
+    with LabHost(tmp_path / "host", "pegasus", key="ec:secp256r1") as host:
+        scene = Scene(host, [ca])
+        before = everything(scene)
+        with pytest.raises(enroll.AgentNotReady, match="known by its key") as caught:
+            seal(scene, delete_key=True)
+        assert caught.value.hint.startswith("seal without --delete-key")
+        assert everything(scene) == before
+        assert seal(scene).key == spki(scene)
+
+
 def test_a_running_agent_keeps_its_key(scene: Scene) -> None:
     """It would die at its next restart; nothing is sealed, and the hint says what first."""
     scene.host.start()
@@ -460,7 +472,7 @@ TAKEN = Seal("ab" * 32, "/ssl/.scx-enroll-baked-in", "", j.Request())
             replace(TAKEN, key="", request=j.Request("doubtful", "ca01"), dropped=True),
             [
                 "no agent's key was found here",
-                "note: a request whose ID is not known at ca01 is this host's; no clone takes it over; the new key that it is for is not kept: withdraw it",
+                "note: a request whose ID is not known at ca01 is this host's; no clone takes it over; the new key that it is for is not kept: have it denied there",
             ],
         ),
         (

@@ -113,4 +113,4 @@ def machine() -> str:
             if line.startswith(("model name", "Model", "cpu model")):
                 model = line.partition(":")[2].strip()
                 break
-    return f"{os.cpu_count()} cores, {model}, Linux {os.uname().release}"
+    return f"{os.cpu_count()} cores, {model}, Linux {os.uname().release.partition('-')[0]}"

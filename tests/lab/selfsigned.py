@@ -167,6 +167,9 @@ def scxsslconfig(root: str, arguments: List[str], between: Callable[[str], None]
         print("Certificate not generated - '-f' option not specified")
         _own(key_real, account)
         return 0
+    if not os.path.isdir(os.path.dirname(key_real)):  # purged
+        print(f"scxsslconfig: unable to write {key}", file=sys.stderr)
+        return 3
     made = make_key(kind)
     _write(key_real, key_pem(made), 0o400)
     between("the key is written")

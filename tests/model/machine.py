@@ -166,11 +166,17 @@ class Machine(RuleBasedStateMachine):
         self.world.stamp()
         self.world.passes(ACT_S)
 
+    @property
+    def doomed(self) -> bool:
+        """Whether the agent would die of what others put on its disk, so that any restart ends it, and there is no way back."""
+        only = self.host.knobs().get("serve_only")
+        return bool(only) and fingerprint(self.host.leaf()) not in only and not self.world.changes
+
     # -- the program ----------------------------------------------------------------------------------------------------
 
     def carry_out(self, verb: Callable[..., Any], *arguments: Any, point: Union[int, str] = NEVER, **wish: bool) -> Optional[Outcome]:
         """Carry out a verb and see that it harmed nobody; None where the power failed at `point`."""
-        locked_out = self.locked_out
+        ends = self.locked_out or self.doomed  # with any restart
         before, up, dangled = self.host.snapshot(), self.up, self.world.dangles
 
         def watch(where: str) -> None:
@@ -183,8 +189,8 @@ class Machine(RuleBasedStateMachine):
         self.world.state_reads()
         self._others_kept(before, made_key=ended is None or "L5" in ended.rows)
         owed, self.ours = self.ours, not self.up and (up or self.ours)
-        if locked_out:
-            self.ours = False  # any restart ends it
+        if ends:
+            self.ours = False
         waits = ended and (("restart budget" in ended.message and self.world.spent_in_vain) or "must be quiet" in ended.message)
         if ended and self.ours and not (self.faulty_agent or self.world.packager or waits):
             assert not up, f"it was up, and is down after {shown(ended)}"
@@ -434,6 +440,7 @@ class Machine(RuleBasedStateMachine):
     def _set_clock(self, skew: int) -> None:
         if skew > self.world.clock.skew:  # what was counted by a clock that was behind, or is skipped now, is not known any more
             self.world.restarts.clear()
+            self.world.failed.clear()
             self.forget_posts = self.world.clock.now()
         self.world.clock.skew = skew
 

@@ -84,6 +84,7 @@ class World(Scene):
         """Take the time; nothing is changed yet that an actor could see."""
         self.clock = clock
         self.restarts: List[int] = []
+        self.failed: List[int] = []  # those whose start failed by itself
         self.packager = ""
         self.writes_left: Optional[int] = None  # until the disk is full
         self.known_times: Dict[Tuple[int, int, int], int] = {}
@@ -106,6 +107,10 @@ class World(Scene):
         def counted(root: Root, command: Tuple[str, ...], *rest: Any) -> str:
             if command[1:] and command[1] in ("-restart", "-start"):
                 self.restarts.append(self.clock.host())
+                said = control(root, command, *rest)
+                if 0 < self.host.starts <= int(self.host.knobs().get("fails_until") or 0):
+                    self.failed.append(self.restarts[-1])
+                return said
             return control(root, command, *rest)
 
         def bounded(*arguments: Any) -> str:
@@ -184,12 +189,20 @@ class World(Scene):
         store.generations()
 
     @property
+    def changes(self) -> bool:
+        """Whether an installation is open."""
+        store = Store(Root(self.host.root))
+        store.load()
+        return store.journal.installation.state != "settled"
+
+    @property
     def spent_in_vain(self) -> bool:
-        """Whether a restart is in the books that was not made: the run was killed between the two."""
+        """Whether a restart is in the books that was not made, since the run was killed between the two, or whose start failed by itself."""
         store = Store(Root(self.host.root))
         store.load()
         now = self.clock.host()
-        return len(store.budget.current(now).restarts) > sum(at > now - DAY_S for at in self.restarts)
+        made = sum(at > now - DAY_S for at in self.restarts) - sum(at > now - DAY_S for at in self.failed)
+        return len(store.budget.current(now).restarts) > made
 
     @property
     def dangles(self) -> bool:
