@@ -254,8 +254,10 @@ def _refuse_two_wishes(site: Site, view: View) -> None:
     """Raise AgentNotReady where a new key is asked for while a CA still has a request for the present one."""
     request = site.store.journal.request
     if request.state != "none" and request.spki == view.seen.key:
-        known = "with an ID that is not known" if request.id is None else f"ID {request.id}"
-        then = "wait until it is decided, or have it denied there, then: scx-enroll run --rekey"
+        known, look = f"ID {request.id}", ""
+        if request.id is None:
+            known, look = "with an ID that is not known", "look for it there (scx-enroll run --adopt ID), "
+        then = f"{look}wait until it is decided, or have it denied there, then: scx-enroll run --rekey"
         raise AgentNotReady(f"a request for the present key, {known}, is open at {request.ca}; no new key was made", then)
 
 

@@ -337,8 +337,8 @@ def _enrolment(host, kdc):
     before, text = look(host)
     key = host.read(host.key)
     expect("self-signed" in text, "the fresh agent's certificate is not self-signed")
-    who = "the template; the host signs in with the key of its own computer account" if kdc else "the template and the account"
-    step("2. Enrolment", f"The configuration names the CA, {who}. One command does the rest.")
+    who = " and the template. The host signs in with the key of its own computer account" if kdc else ", the template and the account"
+    step("2. Enrolment", f"The configuration names the CA{who}. One command does the rest.")
     conf = f"{host.root}/etc/scx-enroll/scx-enroll.conf"
     show(f"cat {conf}", ("cat", conf))
     if kdc:

@@ -530,15 +530,20 @@ def test_a_revoked_certificate_leaves_its_key_to_an_older_one(scene: Scene) -> N
     assert spki(scene.host) != before
 
 
-def test_a_new_key_is_asked_for_while_a_request_for_the_present_one_is_open(scene: Scene) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["pending", "doubtful"])
+def test_a_new_key_is_asked_for_while_a_request_for_the_present_one_is_open(scene: Scene, known: bool) -> None:
     """Who fears for a key must not believe that it is being replaced, when the next certificate is for the same one."""
-    scene.cas[0].switches.mode = "pending"
-    assert scene.run(renew=True).status == 7
+    if known:
+        scene.cas[0].switches.mode = "pending"
+    else:
+        scene.cas[0].switches.lost, scene.cas[0].switches.lost_times = "before", 1
+    scene.run(renew=True)
     before, posts = scene.remembered(), scene.posts
     ended = scene.run(renew=True, rekey=True)
     assert (ended.status, ended.rows) == (4, ())
     assert "no new key was made" in ended.message
     assert "scx-enroll run --rekey" in ended.hint
+    assert ("--adopt ID" in ended.hint) != known
     assert scene.posts == posts
     assert {name for name in scene.remembered() if name.startswith("keys/")} == {name for name in before if name.startswith("keys/")} == set()
 
