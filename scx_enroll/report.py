@@ -280,7 +280,7 @@ def as_end(facts: Mapping[str, Any], *, failed: bool, wished: str = "") -> str:
 
 def errand_document(ended: "Ended", name: str, now: int) -> Dict[str, Any]:
     """Return the facts of `submit` of the file `name`: how it stands, and certificate and chain as PEM."""
-    step, shown = ended.step, ended.failure if ended.failure and not ended.step.status else None
+    step, shown = ended.step, None if ended.step.status else ended.failure
     one, hint = ended.generation, shown.hint if shown else ended.step.hint
     return {
         "version": VERSION,

@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 
 import pytest
@@ -32,11 +33,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import scx_enroll
-from scx_enroll import arguments, cli, enroll, errors, pace, report
+from scx_enroll import arguments, cli, enroll, errors, pace, report, request
 from scx_enroll import journal as j
+from scx_enroll.behalf import Ended
 from scx_enroll.observe import View
 from scx_enroll.pace import Held, Policy
 from scx_enroll.plan import Observed, Step
+from scx_enroll.store import Generation
 from scx_enroll.verbs import VERBS
 from tests.lab import selfsigned
 
@@ -625,6 +628,193 @@ def test_a_document_that_can_not_be_shown(outcome):
     end = report.as_end(facts, failed=False)
     assert outcome.reason in end
     assert all(line.startswith("scx-enroll: ") for line in end.splitlines())
+
+
+ASKED = {"state": "submitted", "ca": "ca01", "id": 7, "since": 60, "next": 0, "pending": True}
+FACTS = {
+    "time": 0, "exit_status": 0, "row": "C6", "action": "nothing", "reason": "all is well", "hint": "an act", "until": 120, "acts": [], "name": "a.b",
+    "agent": {"layout": "omi", "certificate": "/omi.pem", "port": 1270, "process": "running"},
+    "installed": {
+        "sha256": "5a", "subject": "CN=a.b", "issuer": "CN=CA", "names": ["a.b", "c.d"], "not_before": 0, "not_after": 60, "key": "rsa:3072",
+    },
+    "generation": "g1", "problems": ["it is old"], "listening": True, "live": True, "proven": True, "served": "5a", "renewal_due": 180,
+    "request": ASKED, "new_key": "9c", "errands": [{"names": ["e.f", "g.h"], **ASKED, "pending": False, "id": None}],
+    "cas": [{"server": "ca01", "time": 60, "message": "it answered"}],
+    "waiting_for": [
+        {"ca": "ca01", "message": "ca01 is down", "until": 60}, {"ca": "ca01", "message": "no", "until": None}, {"ca": None, "message": "so", "until": 60},
+    ],
+    "hold": "freeze", "hold_until": 240, "sealed": 60, "changed": ["host name", "machine-id"], "foreign_key": "it came with the image",
+    "budget": {
+        "submissions": 1, "submissions_per_day": 24, "certificates": 2, "certificates_per_day": 3, "restarts": 4, "restarts_per_hour": 3,
+        "restarts_per_day": 6,
+    },
+    "changes": [{"time": 60, "cause": f"c{number}", "what": "it went", "done": "put back"} for number in range(7)], "notes": ["a note"],
+}
+SHOWN = """\
+host name:      a.b
+agent:          omi, /omi.pem, port 1270, running
+installed:      5a
+  subject:      CN=a.b
+  issuer:       CN=CA
+  names:        a.b, c.d
+  valid:        AT:00 to AT:01
+  key:          rsa:3072
+  generation:   g1
+  problem:      it is old
+served:         the certificate installed
+renewal due:    AT:03
+request:        pending, ID 7, at ca01, since AT:01
+new key:        made and not in service yet, SHA-256 of its SPKI 9c
+for another:    e.f, g.h: submitted, no ID known, at ca01, since AT:01
+CA:             ca01, AT:01: it answered
+waiting:        ca01 is down; until AT:01
+waiting:        ca01: no; until the configuration, the key or the password changes
+waiting:        any CA: so; until AT:01
+hold:           freeze, until AT:04
+sealed:         as an image, AT:01
+this machine:   host name, machine-id changed
+key:            it came with the image
+last 24 hours:  submissions 1 of 24, certificates issued or possibly issued 2 of 3, restarts 4 (of 3 an hour and 6 a day, the last one for the way back)
+CHANGES
+note:           a note
+next:           C6 nothing: all is well
+  not before:   AT:02
+  hint:         an act
+as of AT:00
+"""
+TOLD = [line for number in range(2, 7) for line in (f"changed:        AT:01 c{number}: it went", "  done:         put back")]
+LESS = {
+    "the name": ({"name": None}, "host name:      unknown"),
+    "what the agent reads": ({"installed": None}, "installed:      no certificate that can be read"),
+    "its generation": ({"generation": None}, "  generation:   not one of ours"),
+    "that it is served": ({"proven": False}, "served:         5a"),
+    "TLS": ({"proven": False, "served": None}, "served:         no TLS"),
+    "a listener": ({"listening": False}, "served:         nothing listens"),
+    "a live root": ({"listening": False, "live": False}, "served:         not probed: this root's agent does not run here"),
+    "an end of the hold": ({"hold_until": None}, "hold:           freeze, until scx-enroll release"),
+}
+
+
+def timed(text):
+    """With times as an operator reads them."""
+    return re.sub(r"AT:(\d\d)", r"1970-01-01 00:\1:00 UTC", text)
+
+
+def test_what_status_tells_is_lost():
+    """Every fact of the document that a person needs has its line; of changes the newest five."""
+    assert report.as_status(FACTS) == timed(SHOWN.replace("CHANGES", "\n".join(TOLD)))
+    nothing = dict.fromkeys(("renewal_due", "request", "new_key", "hold", "sealed", "foreign_key", "agent", "installed", "until", "hint"))
+    shown = report.as_status({**FACTS, **nothing, **{key: [] for key in ("errands", "cas", "waiting_for", "changed", "changes", "notes")}})
+    assert [line.partition(":")[0] for line in shown.splitlines()[:-1]] == ["host name", "served", "last 24 hours", "next"]
+
+
+@pytest.mark.parametrize(("facts", "line"), LESS.values(), ids=LESS)
+def test_what_is_not_there_is_not_said_to_be_missing(facts, line):
+    """A line that is left out reads as if all were well."""
+    assert line in report.as_status({**FACTS, **facts}).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("facts", "lines"),
+    [
+        ({"hold": None}, ["note: a note", "nothing to do: all is well", "renewal is due at AT:03"]),
+        ({"hold": None, "renewal_due": None}, ["note: a note", "nothing to do: all is well"]),
+        ({"action": "hold"}, ["note: a note", "all is well", "hint: scx-enroll release ends the hold"]),
+        ({"hold": None, "renewal_due": None, "acts": [{"action": "install"}]},
+         ["note: a note", "all is well", "CN=a.b, issued by CN=CA, until AT:01, SHA-256 5a"]),
+        ({"hold": None, "renewal_due": None, "installed": None, "acts": [{"action": "submit"}, {"action": "relink"}], "proven": False},
+         ["note: a note", "note: not proven: the agent was stopped, or does not run here; a later run looks again", "all is well"]),
+        ({"hold": None, "renewal_due": None, "installed": None, "acts": [{"action": "submit"}], "proven": False}, ["note: a note", "all is well"]),
+        ({"exit_status": 5, "acts": [{"action": "install"}], "proven": False, "row": "C4", "request": None},
+         ["note: a note", "waiting: all is well", "next attempt not before AT:02", "hint: an act"]),
+        ({"exit_status": 5, "until": None, "hint": ""}, ["note: a note", "error: all is well"]),
+    ],
+)  # fmt: skip
+def test_how_a_run_ends_is_not_told(facts, lines):
+    """What is in service and until when, or what it waits for and the next act; "not proven" only where something was changed."""
+    assert report.as_end({**FACTS, **facts}, failed=False) == "".join(f"scx-enroll: {timed(line)}\n" for line in lines)
+    if "waiting: all is well" in lines:
+        assert "scx-enroll: error: all is well\n" in report.as_end({**FACTS, **facts}, failed=True)
+
+
+@pytest.mark.parametrize(("status", "until"), [(0, None), (7, 60), (6, None)])
+def test_how_a_request_for_another_host_ends_is_not_told(status, until):
+    """The certificate that is held, and beside it what is waited for, with the next act."""
+    said = report.as_errand({"facts": FACTS["installed"], "exit_status": status, "reason": "why", "until": until, "hint": "an act"})
+    held, *more = said.splitlines()
+    assert held == timed("scx-enroll: CN=a.b, issued by CN=CA, until AT:01, SHA-256 5a")
+    waits = ["scx-enroll: waiting: why", timed("scx-enroll: next attempt not before AT:01: call it again then"), "scx-enroll: hint: an act"]
+    assert more == ([] if not status else waits if until else ["scx-enroll: error: why", waits[-1]])
+
+
+def test_a_document_tells_of_an_older_certificate_or_of_no_request():
+    """Renewal is that of the newest valid one; a request that there is not is none, and one that there is is told with its ID."""
+    older, broken = replace(HELD, not_before=NOW - 150 * 86400), replace(HELD, not_before=NOW, mismatches=("cn: x",))
+    seen = result(WAIT, older, HELD, broken)
+    facts = report.document(seen, NOW)
+    assert (facts["renewal_due"], facts["request"]) == (pace.due(HELD, Policy(("ca01",)), 0), None)
+    asked = report.document(replace(seen, journal=j.Journal(request=j.Request("submitted", "ca01", id=7))), NOW)["request"]
+    assert (asked["state"], asked["ca"], asked["id"]) == ("submitted", "ca01", 7)
+
+
+def test_a_document_says_other_than_what_was_seen():
+    """What monitoring reads: proven is served and installed, a hold that is over is none, and a failure that was made good is not told."""
+    refused = j.Backoff("ca01", "", NOW, 1, "soon", 5, "it is down", "")
+    state = j.Journal(question=7, hold="freeze", hold_until=NOW + 60, backoffs=(refused, replace(refused, ca=j.NOWHERE)))
+    seen = {"certificate": "leaf", "served": "leaf", "staged": "9c", "foreign_key": "it is shared"}
+    keys = ("reason", "hint", "generation", "proven", "served", "question", "new_key", "foreign_key", "hold", "hold_until")
+
+    def told(step, state, failure=None, **seen):
+        facts = report.document(replace(result(step, HELD, **seen), journal=state, failure=failure), NOW)
+        return [facts[key] for key in keys]
+
+    ended, failed = Step("C6", "nothing", "well", hint="rest"), errors.HostError("it failed", "mend it")
+    assert told(WAIT, state, failed, **seen) == [WAIT.reason, WAIT.hint, "g", True, "leaf", 7, "9c", "it is shared", "freeze", NOW + 60]
+    assert told(ended, replace(state, hold_until=0), failed)[:4] == ["it failed", "mend it", None, False], "nothing is served, nothing installed"
+    assert told(ended, replace(state, hold_until=0))[-2:] == ["freeze", None]
+    assert told(ended, replace(state, hold_until=NOW), **{**seen, "served": "x"})[3:5] == [False, "x"]
+    assert told(ended, j.Journal(hold="freeze", hold_until=NOW)) == ["well", "rest", None, False, None, None, None, None, None, None]
+    met = (j.Contact("ca01", NOW, 0, "it answered", issuer="1c", ends=NOW + 9), j.Contact("ca02", NOW, 5, "it is down"))
+    state = replace(state, contacts=met, backoffs=(*state.backoffs, replace(refused, ca="")))
+    facts = report.document(replace(result(ended), journal=state, errands=(j.Request("submitted", "ca01", id=7, names=("e.f",)),)), NOW)
+    assert [one["ca"] for one in facts["waiting_for"]] == ["ca01", None]
+    assert [(ca["issuer"], ca["issuer_ends"]) for ca in facts["cas"]] == [("1c", NOW + 9), (None, None)]
+    assert [(errand["names"], errand["state"], errand["id"]) for errand in facts["errands"]] == [(["e.f"], "submitted", 7)]
+
+
+def test_a_document_of_a_request_for_another_host():
+    """The failure where the step has none of its own; certificate and chain as PEM, where one is held."""
+    spec, failed = request.RequestSpec("e.f"), errors.HostError("it failed", "scx-enroll run")
+    ended = Ended(Step("C6", "nothing", "well", hint="rest"), spec, j.Journal(), j.Budget(), ())
+    asked = Ended(Step("C1", "wait", "pending", status=7, hint="scx-enroll run --now"), spec, j.Journal(), j.Budget(), (), failure=failed)
+    keys = ("reason", "hint", "facts", "certificate", "chain", "request")
+    facts = [report.errand_document(one, "a b.csr", NOW) for one in (ended, replace(ended, failure=failed), asked)]
+    assert [[one[key] for key in keys] for one in facts] == [
+        ["a valid certificate for e.f is held", "rest", None, None, "", None],
+        ["it failed", "scx-enroll submit 'a b.csr'", None, None, "", None],
+        ["pending", "scx-enroll submit 'a b.csr' --now", None, None, "", None],
+    ]
+    pem = selfsigned.make_certificate(selfsigned.make_key("ec:secp256r1"), "e", "f")
+    held = report.errand_document(replace(ended, generation=Generation("g", pem, b"chain", j.Origin())), "a.csr", NOW)
+    assert (held["certificate"], held["chain"], held["facts"]["key"]) == (pem.decode(), "chain", "ec:secp256r1")
+
+
+@pytest.mark.parametrize("fetched", [True, False])
+@pytest.mark.parametrize("trusted", [True, False])
+def test_what_comes_from_a_web_server_is_taken_for_trusted(fetched, trusted):
+    """Each block says whether it is trusted here; the warning comes where not all are, and the commands for both stores always."""
+    facts = types.SimpleNamespace(subject="CN=CA", issuer="CN=Root", not_before=0, not_after=60, leaf="5a")
+    found = [
+        types.SimpleNamespace(store=store, file=f"{store}.cer", facts=facts, sha1="1a", trusted=trusted or store == "CA", der=b"x") for store in ("Root", "CA")
+    ]
+    said = report.as_trust(found, fetched=fetched)
+    assert ("root, for the store Root: Root.cer" in said, "intermediate, for the store CA: CA.cer" in said) == (True, True)
+    assert said.count("trusted here yes") == 1 + trusted
+    assert said.count("trusted here NO, not by issuer-trust") == 1 - trusted
+    assert ("This came from the CA's web server and proves nothing." in said) == (fetched and not trusted)
+    assert ("scx-enroll ca-cert --fetch" in said) != fetched
+    assert said.endswith("certutil -addstore -f Root Root.cer\ncertutil -addstore -f CA CA.cer\n")
+    assert "Save each block under its name on every Management Server" in said
 
 
 def test_a_failure_without_hint_is_one_line():
