@@ -5,6 +5,7 @@ for one that was stopped on purpose.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Callable, Optional, Tuple
 
@@ -89,18 +90,31 @@ def come_back(site: Site, agent: Agent, leaf: str, *, stopped: bool) -> service.
 def start_again(site: Site, agent: Agent) -> None:
     """Start an agent that a restart of ours left down, with the pair that is there now, whoever's, if that can be loaded.
 
-    Where it does not come up, or the budget has no room, a later run goes on.
+    Where it does not come up, the budget has no room, or packages are being changed, a later run goes on.
     """
+    if not site.store.journal.restarting or not site.root.live or agents.packager(site.root):
+        return
     data, listed = agents.read_pair(site.root, agent).certificate, agent.port in agent.ports
-    ours = bool(site.store.journal.restarting) and site.root.live and _has_room(site, 1)
-    if not ours or data is None or not service.fits(site.root, agent.key, data):
-        return
-    if service.probe(agent.port).listening if listed else agents.process(site.root, agent) == "running":
-        return
-    leaf = leaf_of(data)
-    said = _control(site, agent, "-start", leaf, 0)
-    seen = _await(site, agent, leaf, (0, 0)) if listed else None
-    site.noted(f"the agent was started, which a restart of ours had left down ({seen.problem or seen.leaf[:16] if seen else said})")
+
+    def is_up() -> bool:
+        return service.probe(agent.port).listening if listed else agents.process(site.root, agent) == "running"
+
+    up = is_up()
+    if not up and data is not None and service.fits(site.root, agent.key, data) and _has_room(site, 1):
+        said = _control(site, agent, "-start", leaf_of(data), 0)
+        if listed:
+            _await(site, agent, leaf_of(data), (0, 0))
+        up = is_up()
+        site.noted(f"the agent, which a restart of ours had left down, was {'started' if up else 'not brought up'} ({said})")
+    if up:
+        site.store.update(restarting="")  # who stops it from now on has a purpose
+
+
+def start_unreachable(site: Site, layout: str) -> None:
+    """The same for an agent that can't be worked on, since it does not list the port that SCOM uses; not while it is held."""
+    if not site.store.journal.held(site.clock()):
+        with suppress(AgentNotReady):
+            start_again(site, agents.find(site.root, layout, None))
 
 
 def _instance(site: Site, agent: Agent) -> Tuple[int, int]:
@@ -163,6 +177,7 @@ def _call(site: Site, *command: str) -> str:
 
 def _control(site: Site, agent: Agent, word: str, leaf: str, reserve: int) -> str:
     """Run scxadmin, within the budget, and whatever systemd's own limit of starts (five in ten seconds, its own included) says."""
+    service.check_tool(site.root, agent.scxadmin)
     _spend(site, leaf, reserve)
     if systemd.manages(site.root.path):
         systemd.forget_failures(agent.unit)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from scx_enroll import systemd
-from scx_enroll.errors import AgentNotReady
+from scx_enroll.errors import AgentNotReady, HostError
 from scx_enroll.rootfs import Entry, Root
 
 MAX_CONF_BYTES = 256 << 10  # the shipped omiserver.conf has 4 kB
 MAX_PEM_BYTES = 256 << 10  # a pair has 4 kB; the agent itself sets no limit
 MAX_PASSWD_BYTES = 1 << 20  # of an image's tree; this host's own is asked through the C library
+MAX_STAT_BYTES = 4096  # 52 numbers and a name of 15 bytes
 MAX_PID_BYTES = 64  # a number and a newline
 CONF_LINE_BYTES = 1023  # what one fgets() gives the agent; a longer line is several lines to it
 SCOM_PORT = 1270
@@ -357,7 +358,10 @@ def _is_running(pid: bytes) -> bool:
         return False
     except PermissionError:
         pass  # somebody else's, so it is there
-    return True
+    try:
+        return Root("/").read(f"/proc/{int(pid)}/stat", MAX_STAT_BYTES).rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (OSError, HostError, IndexError):  # the sandbox hides it
+        return True
 
 
 def packager(root: Root) -> str:

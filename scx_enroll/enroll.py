@@ -119,6 +119,8 @@ class Run:
             step = self.decide(view)
             if step.row not in ("L0", "L1") and self.notice(view):
                 step = self.decide(view)
+            if step.row == "L2":
+                activate.start_unreachable(self.site, self.config.agent.layout)
             if step.action in plan.WAITING:
                 if view.found and step.row not in ("L3", "L4"):
                     tidy.clear(self.site.store, view.found.agent, view.found.pair, view.seen)
@@ -254,9 +256,8 @@ def _refuse_two_wishes(site: Site, view: View) -> None:
     """Raise AgentNotReady where a new key is asked for while a CA still has a request for the present one."""
     request = site.store.journal.request
     if request.state != "none" and request.spki == view.seen.key:
-        known, look = f"ID {request.id}", ""
-        if request.id is None:
-            known, look = "with an ID that is not known", "look for it there (scx-enroll run --adopt ID), "
+        known = "with an ID that is not known" if request.id is None else f"ID {request.id}"
+        look = "look for it there (scx-enroll run --adopt ID), " if request.id is None else ""
         then = f"{look}wait until it is decided, or have it denied there, then: scx-enroll run --rekey"
         raise AgentNotReady(f"a request for the present key, {known}, is open at {request.ca}; no new key was made", then)
 

@@ -147,8 +147,12 @@ def _not_installed(case: Case) -> Optional[Step]:
     waits = within_restarts(case, step, ways) if seen.running and seen.served != best.leaf else step
     if waits.action == "wait" and seen.loadable and not seen.listening:  # what is there is better than nothing
         waits = within_budget(case, Step("L9", "restart", "nothing listens on the agent's port"), 1)
-    fought = waits.action == "wait" and case.truce("certificate")  # over an agent that is down
-    return replace(waits, hint=TRUCE_HINT, retry=PERSON) if fought else waits
+    return _fought_over(case, waits)
+
+
+def _fought_over(case: Case, step: Step) -> Step:
+    """A wait over an agent that others keep down is for a person."""
+    return replace(step, hint=TRUCE_HINT, retry=PERSON) if step.action == "wait" and case.truce("certificate") else step
 
 
 def _not_served(case: Case) -> Optional[Step]:
@@ -164,7 +168,7 @@ def _not_listening(case: Case) -> Optional[Step]:
     ours = best is not None or bool(case.journal.restarting)  # an agent that we stopped, or whose pair was mended, goes on with what it has
     if not ours or seen.listening or not seen.running or not seen.loadable:
         return None
-    return within_restarts(case, Step("L9", "restart", "nothing listens on the agent's port"), 1)
+    return _fought_over(case, within_restarts(case, Step("L9", "restart", "nothing listens on the agent's port"), 1))
 
 
 Row = Callable[[Case], Optional[Step]]

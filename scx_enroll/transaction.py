@@ -155,12 +155,12 @@ def _agent(site: Site, entry: j.Installation) -> Agent:
     Raises AgentNotReady where there is none that can be looked at.
     """
     try:
-        return agents.find(site.root, entry.layout, entry.port)
+        found = agents.find(site.root, entry.layout, None)
     except AgentNotReady:
         found = agents.find(site.root, "auto", None)
-        if entry.port not in found.ports:
-            start_again(site, found)
-        return agents.find(site.root, "auto", entry.port)
+    if entry.port not in found.ports:
+        start_again(site, found)
+    return agents.find(site.root, found.layout, entry.port)
 
 
 def _close(site: Site, agent: Agent) -> None:

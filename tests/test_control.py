@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -101,29 +102,46 @@ def test_a_run_that_is_killed_between_the_end_of_a_stray_and_the_start(scene: Sc
     assert scene.is_enrolled()
 
 
-def test_a_run_is_killed_in_its_restart_and_a_script_takes_the_port_out(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing can be proved where the agent lists no port; but we have stopped it, and what it does beside that goes on."""
+def kill(*_: object) -> None:
+    raise KeyboardInterrupt
 
-    def kill(*_: object) -> None:
-        raise KeyboardInterrupt
 
-    served = scene.served
+def killed_in_its_restart(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until the agent was restarted, in vain, and die."""
     scene.host.fail_starts()
     with monkeypatch.context() as patch:
         patch.setattr(activate, "_await", kill)
         with pytest.raises(KeyboardInterrupt):
             scene.run()
     assert scene.host.pid == 0
+
+
+def unlist(scene: Scene) -> bytes:
+    """Take SCOM's port out of the agent's conf; returns what that was."""
     conf = Path(scene.host.path("/etc/opt/omi/conf/omiserver.conf"))
     before = conf.read_bytes()
     conf.write_bytes(re.sub(rb"(?m)^httpsport=.*$", b"httpsport=0", before))
+    return before
+
+
+def strange(scene: Scene) -> None:
+    """Have somebody else's link stand at the certificate's name."""
+    scene.host.make_file("/etc/opt/omi/ssl/omi-other.pem", scene.host.read(scene.host.host_pem))
+    scene.host.relink("omi-other.pem")
+
+
+def test_a_run_is_killed_in_its_restart_and_a_script_takes_the_port_out(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be proved where the agent lists no port; but we have stopped it, and what it does beside that goes on."""
+    served = scene.served
+    killed_in_its_restart(scene, monkeypatch)
+    before = unlist(scene)
     for _ in range(2):
         ended = scene.run()
         assert (ended.status, "httpsport lists no port" in ended.message) == (4, True), ended
         assert scene.host.pid != 0
         assert spent(scene) == 2, "started once"
     assert b'"state": "installing"' in (scene.state / "journal.json").read_bytes(), "to be gone on with"
-    conf.write_bytes(before)
+    Path(scene.host.path("/etc/opt/omi/conf/omiserver.conf")).write_bytes(before)
     assert (scene.run(hasty=True).status, scene.served) == (9, served), "the last restart is for the way back"
     scene.offset_s = 3660
     assert scene.run(hasty=True).status == 0
@@ -145,6 +163,125 @@ def test_the_pair_is_made_anew_when_a_failed_renewal_is_to_go_back(scene: Scene,
     assert (ended.status, ended.hint) == (4, "run again: it starts from what is there")
     assert scene.served == fingerprint(scene.host.leaf())
     assert spent(scene) <= 3
+
+
+def test_an_agent_that_lists_no_port_stays_down_where_no_installation_is_open(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed restart of an enrolled agent leaves it down, too; once it was seen up, who stops it has a purpose; so has a hold."""
+    assert scene.run().status == 0
+    scene.offset_s = 3700
+    scene.host.kill()
+    killed_in_its_restart(scene, monkeypatch)
+    unlist(scene)
+    enroll.hold(scene.root(), Options(), scene.tools(), "mine")
+    assert (scene.run().status, scene.host.pid) == (4, 0)
+    enroll.hold(scene.root(), Options(), scene.tools(), "")
+    assert scene.run().status == 4
+    assert scene.host.pid != 0
+    starts = spent(scene)
+    scene.host.stop()
+    enroll.hold(scene.root(), Options(), scene.tools(), "mine")
+    enroll.hold(scene.root(), Options(), scene.tools(), "")
+    assert (scene.run().status, scene.host.pid, spent(scene)) == (4, 0, starts)
+
+
+def test_of_two_agents_the_other_one_is_started(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`layout` says which one is meant, and goes on saying so when that one lists no port any more."""
+    for path in ("/opt/microsoft/scx/bin/omiserver", "/etc/opt/microsoft/scx/conf/omiserver.conf"):
+        scene.host.make_file(path, b"")
+    scene.configure(layout="omi")
+    killed_in_its_restart(scene, monkeypatch)
+    unlist(scene)
+    ended = scene.run()
+    assert (ended.status, "httpsport lists no port" in ended.message, scene.host.pid != 0) == (4, True, True), ended
+
+
+def test_a_start_that_fails_is_told_as_one_that_worked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What scxadmin says counts for nothing."""
+    notes: List[str] = []
+    killed_in_its_restart(scene, monkeypatch)
+    unlist(scene)
+    scene.host.fail_starts()
+    for _ in range(2):
+        scene.run(parts={"noted": notes.append})
+    assert [note.partition(", was ")[2].partition(" (")[0] for note in notes] == ["not brought up", "started"]
+    assert scene.host.pid != 0
+
+
+def test_an_agent_that_was_stopped_is_started_when_others_end_an_installation(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No restart of ours left it down."""
+    assert scene.run().status == 0
+    scene.host.stop()
+    scene.host.move_link_back()
+    with monkeypatch.context() as patch:
+        patch.setattr(transaction, "_forward", kill)
+        with pytest.raises(KeyboardInterrupt):
+            scene.run(hasty=True)
+    strange(scene)
+    calls = told(scene.host)
+    scene.run(hasty=True)
+    assert (scene.host.pid, told(scene.host)) == (0, calls)
+
+
+@pytest.mark.parametrize("left", ["no pair", "a tree", "a lock"])
+def test_a_start_that_would_be_in_vain_costs_a_restart(scene: Scene, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    """What others left can't be loaded, nothing runs in that tree, or they are not done yet."""
+    killed_in_its_restart(scene, monkeypatch)
+    calls = told(scene.host)
+    if left == "no pair":
+        unlist(scene)
+        scene.host.install(scene.host.new_pair()[0])
+    else:
+        strange(scene)
+    if left == "a lock":
+        proceed, at_work = transaction._close, []
+
+        def close(site: activate.Site, agent: agents.Agent) -> None:
+            at_work.append("dpkg")
+            proceed(site, agent)
+
+        monkeypatch.setattr(transaction, "_close", close)
+        monkeypatch.setattr(agents, "packager", lambda _root: "".join(at_work))
+    scene.run(live=left != "a tree")
+    assert (told(scene.host), spent(scene), scene.host.pid) == (calls, 1, 0)
+
+
+@pytest.mark.parametrize("change", [unlist, strange])
+def test_an_agent_that_came_up_after_all_is_started_once_more(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, change: Callable[[Scene], object]
+) -> None:
+    """What others did to its port or its pair meanwhile is no reason for a start."""
+    with monkeypatch.context() as patch:
+        patch.setattr(activate, "_await", kill)
+        with pytest.raises(KeyboardInterrupt):
+            scene.run()
+    assert scene.host.wait()
+    change(scene)
+    begun: List[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(activate, "_control", lambda *_: begun.append("-start"))
+        patch.setattr(activate, "restart", kill)
+        with suppress(KeyboardInterrupt):
+            scene.run()
+    assert begun == []
+
+
+def test_a_missing_control_command_costs_restarts(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was started, so nothing counts."""
+    killed_in_its_restart(scene, monkeypatch)
+    unlist(scene)
+    tool = Path(scene.host.path(scene.host.scxadmin))
+    tool.rename(tool.with_suffix(".away"))
+    ended = scene.run()
+    assert (ended.status, spent(scene)) == (4, 1), ended
+
+
+def test_a_dead_agent_that_nobody_reaps_counts_as_running() -> None:
+    """In a container whose first process reaps nobody: its number is taken, and nothing will ever listen there."""
+    with subprocess.Popen(["true"]) as process:
+        while b") Z " not in Path(f"/proc/{process.pid}/stat").read_bytes():
+            time.sleep(0.01)
+        assert not agents._is_running(str(process.pid).encode())
+        assert agents._is_running(str(os.getpid()).encode())
 
 
 @pytest.mark.slow

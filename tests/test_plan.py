@@ -247,6 +247,8 @@ def test_a_truce_leaves_the_name_alone():
     for loadable in (True, False):
         step = at(replace(down, loadable=loadable), CALLED_OFF, budget=restarts(3))
         assert (step.action, step.hint, needs_a_person(4, GOOD.held, NOW, step.retry)) == ("wait", plan.TRUCE_HINT, True), "and nobody brings it up"
+    fallen = at(replace(GOOD, served="", listening=False, process="died"), CALLED_OFF, budget=restarts(3))
+    assert (fallen.row, fallen.action, fallen.hint, needs_a_person(4, GOOD.held, NOW, fallen.retry)) == ("L9", "wait", plan.TRUCE_HINT, True)
     assert at(replace(seen, served="", live=False), CALLED_OFF).reason.endswith("the agent serves nothing")
     assert needs_a_person(4, GOOD.held, NOW, at(seen, CALLED_OFF).retry)
     assert at(seen, CALLED_OFF, now=NOW + 3540).action == "relink"
