@@ -444,6 +444,39 @@ def test_a_package_manager_begins_between_look_and_restart(scene: Scene, monkeyp
     assert told(scene.host) == calls
 
 
+@pytest.mark.parametrize("how", ["a package manager", "a tool that others may write"])
+def test_an_installation_that_can_not_be_finished_is_begun(scene: Scene, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """What keeps a restart from being made is seen before anything is written down, let alone changed; then it is done as if it had not been."""
+    assert scene.run().status == 0
+    scene.host.scom_sign()
+    before, tool = scene.host.snapshot(), Path(scene.host.path(scene.host.scxadmin))
+    with monkeypatch.context() as patch:
+        if how == "a package manager":
+            found = iter([""])
+            patch.setattr(agents, "packager", lambda _root: next(found, "dpkg"))
+        else:
+            tool.chmod(0o777)
+        ended = scene.run()
+        assert (ended.status, ended.rows) == (4, ()), ended
+    assert json.loads((scene.state / "journal.json").read_bytes())["installation"]["state"] == "settled"
+    assert scene.host.snapshot() == before
+    tool.chmod(0o755)
+    assert (scene.run().rows, scene.is_enrolled()) == (("L7",), True)
+
+
+def test_a_rollback_leaves_no_restart_for_its_own_way_back(scene: Scene) -> None:
+    """A person's word, too, waits for two: the certificate of before may be refused by now."""
+    assert scene.run().status == 0
+    store = Store(scene.root())
+    store.load()
+    store.save_budget(replace(store.budget, restarts=store.budget.restarts * 2))
+    before, calls = scene.host.snapshot(), told(scene.host)
+    ended = scene.do(enroll.roll_back)
+    assert ended.status == 4
+    assert "no room for two: one to go and one to come back" in ended.message
+    assert (scene.host.snapshot(), told(scene.host)) == (before, calls)
+
+
 def test_a_stray_whose_program_others_may_write(scene: Scene, manager: Manager) -> None:
     """It would be run as root to end it: refused before a restart is spent."""
     Path(scene.host.path("/opt/omi/bin/omiserver")).chmod(0o777)
