@@ -192,7 +192,8 @@ class Machine(RuleBasedStateMachine):
         if ends:
             self.ours = False
         waits = ended and (("restart budget" in ended.message and self.world.spent_in_vain) or "must be quiet" in ended.message)
-        if ended and self.ours and not (self.faulty_agent or self.world.packager or waits):
+        helpless = self.world.disk_is_full or not self.has_tools  # a start that can't be counted is not made
+        if ended and self.ours and not (self.faulty_agent or self.world.packager or waits or helpless):
             assert not up, f"it was up, and is down after {shown(ended)}"
             assert not owed, f"a killed run left it down, and so did {shown(ended)}"
         return ended

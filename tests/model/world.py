@@ -189,6 +189,11 @@ class World(Scene):
         store.generations()
 
     @property
+    def disk_is_full(self) -> bool:
+        """Whether a write has failed since the disk began to fill."""
+        return self.writes_left is not None and self.writes_left < 0
+
+    @property
     def changes(self) -> bool:
         """Whether an installation is open."""
         store = Store(Root(self.host.root))
