@@ -396,6 +396,19 @@ def test_a_pair_can_not_be_renamed_to_its_name(store, tree, monkeypatch):
     assert sorted(os.listdir(tree / SSL[1:])) == before
 
 
+def test_a_folder_of_somebody_elses_bears_the_name_of_one_on_its_way(store, tree):
+    """The agent's account may make it, and what it leads to; ours of a killed run goes, with the key in it."""
+    ssl = tree / SSL[1:]
+    ours, theirs = (ssl / f".scx-enroll.{letter * 16}" for letter in "ab")
+    for folder in (ours, theirs):
+        folder.mkdir()
+        (folder / "key.pem").write_bytes(b"secret\n")
+    os.chown(theirs, 4711, 4711)
+    store.beside.sweep(f"{SSL}/omi.pem", ())
+    assert not ours.exists()
+    assert (theirs / "key.pem").read_bytes() == b"secret\n"
+
+
 def test_somebody_uses_up_the_names_of_pairs(store, tree):
     """The agent's account may write here: the lowest free number is taken, whatever it made."""
     for name in ("scx-enroll-pair-999999999", "scx-enroll-pair-1"):
