@@ -396,6 +396,7 @@ def test_a_pair_can_not_be_renamed_to_its_name(store, tree, monkeypatch):
     assert sorted(os.listdir(tree / SSL[1:])) == before
 
 
+@as_root
 def test_a_folder_of_somebody_elses_bears_the_name_of_one_on_its_way(store, tree):
     """The agent's account may make it, and what it leads to; ours of a killed run goes, with the key in it."""
     ssl = tree / SSL[1:]
@@ -403,7 +404,7 @@ def test_a_folder_of_somebody_elses_bears_the_name_of_one_on_its_way(store, tree
     for folder in (ours, theirs):
         folder.mkdir()
         (folder / "key.pem").write_bytes(b"secret\n")
-    os.chown(theirs, 4711, 4711)
+    os.chown(theirs, NOBODY, NOBODY)
     store.beside.sweep(f"{SSL}/omi.pem", ())
     assert not ours.exists()
     assert (theirs / "key.pem").read_bytes() == b"secret\n"
