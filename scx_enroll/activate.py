@@ -275,10 +275,10 @@ def prove(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
         raise AgentNotReady(f"the agent does not serve {leaf[:16]}: {found} ({told})", f"see {agent.log}")
 
 
-def restart(site: Site, agent: Agent, leaf: str) -> None:
+def restart(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
     """Restart the agent, whose files are as they should be, and prove that it serves `leaf`. Raises AgentNotReady."""
     leave_packagers_alone(site)
-    prove(site, agent, leaf, reserve=0)
+    prove(site, agent, leaf, reserve=reserve)
     installed = site.store.journal.installed
     site.store.update(proven=installed is not None and installed.leaf == leaf, restarting="")
 

@@ -211,7 +211,7 @@ class Run:
 
     def restart(self, view: View, _step: Step) -> None:
         """L8, L9: what is installed is what shall be served."""
-        activate.restart(self.site, view.ready.agent, view.seen.certificate)
+        transaction.restart(self.site, view.ready.agent, view.seen.certificate, view.seen.inputs)
 
     def ask(self, view: View, step: Step) -> None:
         """The CA table. What would keep a certificate from being installed keeps it from being asked for."""
@@ -376,7 +376,7 @@ def roll_back(root: Root, options: Options, tools: Tools, *, original: bool = Fa
             raise UsageError("nothing was installed before, so there is nothing to go back to", "see: scx-enroll status")
         if places.stands(site.root, view.ready.agent.certificate, before):
             raise UsageError(f"certificate {before.leaf[:16]}, which was installed before, is in place already", "see: scx-enroll status")
-        transaction.check_way_back(site, view.ready.agent, before)
+        places.check_way_back(site.root, site.store, view.ready.agent, before)
         access.demand(site.root, view.ready.agent)
         hold = f"rolled back by the operator at {when(site.clock())}"
         transaction.put_back(site, view.ready.agent, before, running=view.seen.running, inputs=view.seen.inputs, hold=hold)

@@ -6,10 +6,10 @@ from contextlib import suppress
 from typing import Optional, Tuple
 
 from scx_enroll import journal as j
-from scx_enroll import verify
+from scx_enroll import service, verify
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.beside import COPY
-from scx_enroll.errors import CertificateRefused, HostError
+from scx_enroll.errors import AgentNotReady, CertificateRefused, HostError
 from scx_enroll.rootfs import Root
 from scx_enroll.store import MAX_STATE_BYTES, Generation, Store
 
@@ -106,3 +106,27 @@ def generation_of(leaf: bytes, chain: Tuple[bytes, ...], origin: j.Origin) -> Ge
     """Return the generation of a leaf and its intermediates, DER."""
     pems = b"".join(map(verify.pem, chain))
     return Generation(verify.facts(leaf).leaf[:16], verify.pem(leaf), pems, origin)
+
+
+def check_way_back(root: Root, store: Store, agent: Agent, place: j.Place) -> None:
+    """Raise AgentNotReady, before anything is changed, where a place can't be returned to."""
+    data = data_of(store, place)
+    what = f"certificate {place.leaf[:16]}, which was installed before,"
+    if data is None:
+        raise AgentNotReady(f"{what} is in no record any more", "see: scx-enroll status")
+    if not service.fits(root, agent.key, data):
+        raise AgentNotReady(
+            f"{what} is for a key that the agent does not have any more",
+            "stay with what is installed; or, for a new pair of the agent's own: scx-enroll hold, then "
+            f"{agent.scxsslconfig} -f, then {agent.scxadmin} -restart",
+        )
+
+
+def way_back(root: Root, store: Store, agent: Agent) -> Optional[j.Place]:
+    """Return what an installation that was left unproven can be undone to, None where it was proven, or can't be undone."""
+    known = store.journal
+    if known.before and known.installed and known.installed.generation and not known.proven:
+        with suppress(AgentNotReady):
+            check_way_back(root, store, agent, known.before)
+            return known.before
+    return None

@@ -10,13 +10,13 @@ import os
 from dataclasses import replace
 from typing import Any, Dict, Optional
 
+from scx_enroll import activate, pairs, service
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
-from scx_enroll import pairs, service
 from scx_enroll.activate import Site, Truce, come_back, comes_up, leave_packagers_alone, prove, start_again, within_budget
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.errors import AgentNotReady, EnrollError, HostError, RollbackFailed, RolledBack
-from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, sound_copy, stands
+from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, sound_copy, stands, way_back
 from scx_enroll.request import load_key, spki_of
 from scx_enroll.store import Generation
 
@@ -53,18 +53,21 @@ def put_back(site: Site, agent: Agent, place: j.Place, *, running: bool, inputs:
     _begin(site, agent, place, running=running, inputs=inputs, hold=hold)
 
 
-def check_way_back(site: Site, agent: Agent, place: j.Place) -> None:
-    """Raise AgentNotReady, before anything is changed, where a place can't be returned to."""
-    data = data_of(site.store, place)
-    what = f"certificate {place.leaf[:16]}, which was installed before,"
-    if data is None:
-        raise AgentNotReady(f"{what} is in no record any more", "see: scx-enroll status")
-    if not service.fits(site.root, agent.key, data):
-        raise AgentNotReady(
-            f"{what} is for a key that the agent does not have any more",
-            "stay with what is installed; or, for a new pair of the agent's own: scx-enroll hold, then "
-            f"{agent.scxsslconfig} -f, then {agent.scxadmin} -restart",
-        )
+def restart(site: Site, agent: Agent, leaf: str, inputs: str) -> None:
+    """Restart the agent, whose files are as they should be, and prove that it serves `leaf`; or undo what was left unproven.
+
+    Raises AgentNotReady, and as `install` where that was an installation in which the agent did not run.
+    """
+    back = way_back(site.root, site.store, agent)
+    try:
+        activate.restart(site, agent, leaf, reserve=int(back is not None and service.probe(agent.port).listening))
+    except AgentNotReady as cause:
+        if back is None or isinstance(cause, Truce):
+            raise
+        facts: Dict[str, Any] = {"layout": agent.layout, "port": agent.port, "certificate": agent.certificate, "inputs": inputs}
+        site.store.installation("install", **facts, target=site.store.journal.installed, previous=back, running=True, hold="", pid=0)
+        site.store.installation("failed", why=cause.message)
+        proceed(site)
 
 
 def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: str, hold: str, key: str = "") -> None:

@@ -108,6 +108,15 @@ def refused_by_the_agent(scene: Scene) -> Dict[str, bool]:
     return {}
 
 
+def refused_when_it_runs_again(scene: Scene) -> Dict[str, bool]:
+    """Installed while the agent was stopped, and nothing proved; started, it dies of it."""
+    scene.host.refuse_new()
+    scene.host.stop()
+    assert scene.run().status == 0
+    scene.host.start()
+    return {}
+
+
 def brought_back(scene: Scene) -> Dict[str, bool]:
     """The link was moved back and the agent restarted by somebody else."""
     assert scene.run().status == 0
@@ -146,8 +155,9 @@ def brought_by_hand(scene: Scene) -> Dict[str, bool]:
     return {}
 
 
+REFUSED = (refused_by_the_agent, refused_when_it_runs_again)
 SCENARIOS: Tuple[Callable[[Scene], Dict[str, bool]], ...] = (
-    first_enrolment, renewal, refused_by_the_agent, brought_back, stopped, serving_another, rolled_back, brought_by_hand,
+    first_enrolment, renewal, refused_by_the_agent, refused_when_it_runs_again, brought_back, stopped, serving_another, rolled_back, brought_by_hand,
 )
 
 
@@ -212,14 +222,14 @@ def one_crash(tmp_path: Path, ca: LabCA, scenario: Any, point: int, monkeypatch:
         fuse = Fuse(point, before=True)
         blew = crashing_run(scene, scenario, fuse, monkeypatch, wish)
         where = f"{scenario.__name__}, point {point}: {fuse.names[-1]}"
-        if scenario not in (stopped, refused_by_the_agent):  # those leave it down, for the next run to mend
+        if scenario not in (stopped, *REFUSED):  # those leave it down, for the next run to mend
             assert comes_back(scene), f"the agent is down beyond a restart: {where}"
         asked = b'"state": "submitting"' in (scene.state / "journal.json").read_bytes() if blew and (scene.state / "journal.json").exists() else False
         ended = quiet(scene)
         assert b'"state": "settled"' in (scene.state / "journal.json").read_bytes(), f"{where}: {ended}"
         most = 2 if asked else 1  # an answer that no record tells of is doubtful
         assert scene.issued - issued <= most, f"a certificate too many: {where}"
-        if scenario is refused_by_the_agent:
+        if scenario in REFUSED:
             assert ended.status == 9, where
             assert scene.served == served, where
             assert host.snapshot() == original, where

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -15,6 +16,7 @@ import pytest
 
 from scx_enroll import enroll, transaction
 from scx_enroll.pace import COOL_DOWN_S, REPEAT_SPREAD_S
+from scx_enroll.store import Store
 from tests.lab.agent import LabHost, fingerprint
 from tests.lab.authority import WRONG, to_pem
 from tests.lab.ca import LabCA
@@ -424,6 +426,53 @@ def test_agent_stopped_on_purpose_is_left_stopped_and_proved_later(scene: Scene)
     assert scene.is_enrolled()
     scene.run()
     assert b'"proven": true' in (scene.state / "journal.json").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["stopped", "serving"])
+def test_agent_that_refuses_what_it_could_not_be_asked_about_gets_the_old_one_back(scene: Scene, ca: LabCA, how: str) -> None:
+    """Installed while it was stopped, so nothing was proved: when it runs again, that is made up for, with the way back."""
+    served = scene.served
+    if how == "stopped":
+        scene.host.refuse_new()
+        scene.host.stop()
+        assert scene.run().status == 0
+        scene.host.start()
+    else:
+        scene.host.stop()
+        assert scene.run().status == 0
+        ours = os.readlink(scene.host.path(scene.host.certificate))
+        scene.host.move_link_back()
+        scene.host.start()
+        scene.host.refuse_new()
+        scene.host.relink(ours)
+    posts = ca.count_post
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, ca.count_post) == (9, served, posts), ended
+    assert "was rolled back: the agent does not serve" in ended.message
+    assert scene.installed == served
+    assert scene.run(hasty=True).rows == ()
+    scene.host.accept_all()
+    scene.offset_s = HOUR_S + 1
+    assert scene.run(now=True).status == 0
+    assert scene.is_enrolled()
+
+
+def test_agent_that_is_about_to_be_asked_about_an_unproven_one_keeps_a_restart_for_the_way_back(scene: Scene) -> None:
+    """It serves what it has read; with one restart left a new certificate that it may die of waits."""
+    scene.host.stop()
+    assert scene.run().status == 0
+    ours = os.readlink(scene.host.path(scene.host.certificate))
+    scene.host.move_link_back()
+    scene.host.start()
+    scene.host.relink(ours)
+    now = scene.tools().clock()
+    store = Store(scene.root())
+    store.load()
+    store.save_budget(replace(store.budget, restarts=(now, now)))
+    served, starts = scene.served, scene.host.starts
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, scene.host.starts) == (4, served, starts), ended
+    assert "no room for two" in ended.message
 
 
 def test_dead_agent_gets_no_certificate_it_could_not_prove(scene: Scene) -> None:
