@@ -100,11 +100,14 @@ def start_again(site: Site, agent: Agent) -> None:
         return service.probe(agent.port).listening if listed else agents.process(site.root, agent) == "running"
 
     up = is_up()
-    if not up and data is not None and service.fits(site.root, agent.key, data) and _has_room(site, 1):
+    if not up and data is not None and service.fits(site.root, agent.key, data) and has_room(site, 1):
         said = _control(site, agent, "-start", leaf_of(data), 0)
         if listed:
             _await(site, agent, leaf_of(data), (0, 0))
-        up = is_up()
+        end, up = time.monotonic() + site.patience.gone_s, is_up()
+        while not up and time.monotonic() < end:
+            time.sleep(site.patience.poll_s)
+            up = is_up()
         site.noted(f"the agent, which a restart of ours had left down, was {'started' if up else 'not brought up'} ({said})")
     if up:
         site.store.update(restarting="")  # who stops it from now on has a purpose
@@ -184,7 +187,8 @@ def _control(site: Site, agent: Agent, word: str, leaf: str, reserve: int) -> st
     return _call(site, agent.scxadmin, word)
 
 
-def _has_room(site: Site, needed: int) -> bool:
+def has_room(site: Site, needed: int) -> bool:
+    """Say whether the budget has room for so many restarts."""
     now = site.clock()
     return site.store.budget.current(now).restarts_until(needed) <= now
 
@@ -201,13 +205,13 @@ def _bring_up(site: Site, agent: Agent, leaf: str, *, reserve: int) -> Tuple[ser
     said = _control(site, agent, "-restart", leaf, reserve)
     seen = _await(site, agent, leaf, before)
     if seen.leaf != leaf and before[0] and _instance(site, agent) == before and agents.process(site.root, agent) == "running":
-        if not _has_room(site, 1 + reserve):
+        if not has_room(site, 1 + reserve):
             end = f"{agent.server} -s"
             message = f"{agents.SERVER}, process {before[0]}, goes on through a restart ({end} ends it)"
             raise AgentNotReady(message, _by_hand(agent, before[0], end))
         return _replace(site, agent, leaf, before[0], reserve)
     stopped = not seen.listening and (not agent.pid_file or agents.process(site.root, agent) == "stopped")
-    if stopped and _has_room(site, 1 + reserve):
+    if stopped and has_room(site, 1 + reserve):
         # A slow stop makes the agent's own restart end with nothing running; one that died on the pair left a pid file.
         said = _control(site, agent, "-start", leaf, reserve)
         seen = _await(site, agent, leaf, (0, 0))
@@ -223,7 +227,8 @@ def _replace(site: Site, agent: Agent, leaf: str, pid: int, reserve: int) -> Tup
     if not unit.is_server(pid):
         hint = f"see what that is (ps -fp {pid}), and who listens on port {agent.port} (ss -ltnp); remove the file where it is a leftover"
         raise AgentNotReady(f"a restart changed nothing: {agent.pid_file} names process {pid}, which is not {agents.SERVER}", hint)
-    service.check_tool(site.root, agent.server)
+    for tool in (agent.server, agent.scxadmin):
+        service.check_tool(site.root, tool)
     _spend(site, leaf, reserve)
     before = _instance(site, agent)
     said = _call(site, agent.server, "-s")
@@ -254,7 +259,7 @@ def _reload(site: Site, agent: Agent, leaf: str, seen: service.Served, *, reserv
     if service.await_leaf(agent.port, leaf, lambda: agents.process(site.root, agent), brief, site.waiting).leaf == leaf:
         return True
     message = f"the agent did not take up {leaf[:16]} when it was told to read its certificate again ({said})"
-    if not _has_room(site, 1 + reserve):
+    if not has_room(site, 1 + reserve):
         raise AgentNotReady(message, f"see {agent.log}")
     site.noted(f"{message}, so it is restarted")
     return False
@@ -277,7 +282,6 @@ def prove(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
 
 def restart(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
     """Restart the agent, whose files are as they should be, and prove that it serves `leaf`. Raises AgentNotReady."""
-    leave_packagers_alone(site)
     prove(site, agent, leaf, reserve=reserve)
     installed = site.store.journal.installed
     site.store.update(proven=installed is not None and installed.leaf == leaf, restarting="")

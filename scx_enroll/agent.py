@@ -12,12 +12,12 @@ from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from scx_enroll import systemd
 from scx_enroll.errors import AgentNotReady, HostError
+from scx_enroll.idle import MAX_STAT_BYTES
 from scx_enroll.rootfs import Entry, Root
 
 MAX_CONF_BYTES = 256 << 10  # the shipped omiserver.conf has 4 kB
 MAX_PEM_BYTES = 256 << 10  # a pair has 4 kB; the agent itself sets no limit
 MAX_PASSWD_BYTES = 1 << 20  # of an image's tree; this host's own is asked through the C library
-MAX_STAT_BYTES = 4096  # 52 numbers and a name of 15 bytes
 MAX_PID_BYTES = 64  # a number and a newline
 CONF_LINE_BYTES = 1023  # what one fgets() gives the agent; a longer line is several lines to it
 SCOM_PORT = 1270

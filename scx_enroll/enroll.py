@@ -22,6 +22,7 @@ from scx_enroll import (
     sealing,
     tidy,
     transaction,
+    unproven,
     verify,
 )
 from scx_enroll import agent as agents
@@ -119,7 +120,7 @@ class Run:
             step = self.decide(view)
             if step.row not in ("L0", "L1") and self.notice(view):
                 step = self.decide(view)
-            if step.row == "L2":
+            if step.row == "L2" and view.found is None:
                 activate.start_unreachable(self.site, self.config.agent.layout)
             if step.action in plan.WAITING:
                 if view.found and step.row not in ("L3", "L4"):
@@ -202,16 +203,15 @@ class Run:
         access.demand(self.site.root, agent)
         self.site.store.beside.check_folder(agent.certificate)
         self.wish = replace(self.wish, now=False)
-        key = verify.facts(observe.stored(generation)[0]).spki
-        if key != view.seen.key:
+        spki = verify.facts(observe.stored(generation)[0]).spki
+        key = spki if spki != view.seen.key else ""
+        if key:
             self.site.store.beside.check_folder(agent.key)
-        transaction.install(
-            self.site, agent, generation, running=view.seen.running, inputs=view.seen.inputs, key=key if key != view.seen.key else "",
-        )
+        transaction.install(self.site, agent, generation, running=view.seen.running, inputs=view.seen.inputs, key=key)
 
     def restart(self, view: View, _step: Step) -> None:
         """L8, L9: what is installed is what shall be served."""
-        transaction.restart(self.site, view.ready.agent, view.seen.certificate, view.seen.inputs)
+        unproven.restart(self.site, view.ready.agent, view.seen.certificate, view.seen.inputs)
 
     def ask(self, view: View, step: Step) -> None:
         """The CA table. What would keep a certificate from being installed keeps it from being asked for."""
@@ -257,9 +257,9 @@ def _refuse_two_wishes(site: Site, view: View) -> None:
     request = site.store.journal.request
     if request.state != "none" and request.spki == view.seen.key:
         known = "with an ID that is not known" if request.id is None else f"ID {request.id}"
-        look = "look for it there (scx-enroll run --adopt ID), " if request.id is None else ""
-        then = f"{look}wait until it is decided, or have it denied there, then: scx-enroll run --rekey"
-        raise AgentNotReady(f"a request for the present key, {known}, is open at {request.ca}; no new key was made", then)
+        then = "wait until it is decided, or have it denied there, then: scx-enroll run --rekey"
+        hint = then if request.id is not None else f"look for it there (scx-enroll run --adopt ID), {then}"
+        raise AgentNotReady(f"a request for the present key, {known}, is open at {request.ca}; no new key was made", hint)
 
 
 def _run(site: Site, options: Options, tools: Tools) -> Run:

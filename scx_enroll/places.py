@@ -120,13 +120,3 @@ def check_way_back(root: Root, store: Store, agent: Agent, place: j.Place) -> No
             "stay with what is installed; or, for a new pair of the agent's own: scx-enroll hold, then "
             f"{agent.scxsslconfig} -f, then {agent.scxadmin} -restart",
         )
-
-
-def way_back(root: Root, store: Store, agent: Agent) -> Optional[j.Place]:
-    """Return what an installation that was left unproven can be undone to, None where it was proven, or can't be undone."""
-    known = store.journal
-    if known.before and known.installed and known.installed.generation and not known.proven:
-        with suppress(AgentNotReady):
-            check_way_back(root, store, agent, known.before)
-            return known.before
-    return None

@@ -160,7 +160,7 @@ def _not_served(case: Case) -> Optional[Step]:
     if best is None or not seen.live or not seen.listening or seen.served == best.leaf:
         return None
     reason = f"the agent serves {seen.served[:16] or 'no TLS'} instead of {best.id}"
-    ways = 2 if case.journal.before and not case.journal.proven else 1
+    ways = 2 if case.journal.untried and not case.journal.proven else 1
     return within_restarts(case, Step("L8", "restart", reason), ways)
 
 

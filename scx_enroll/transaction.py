@@ -10,13 +10,13 @@ import os
 from dataclasses import replace
 from typing import Any, Dict, Optional
 
-from scx_enroll import activate, pairs, service
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
+from scx_enroll import pairs, service
 from scx_enroll.activate import Site, Truce, come_back, comes_up, leave_packagers_alone, prove, start_again, within_budget
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.errors import AgentNotReady, EnrollError, HostError, RollbackFailed, RolledBack
-from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, sound_copy, stands, way_back
+from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, sound_copy, stands
 from scx_enroll.request import load_key, spki_of
 from scx_enroll.store import Generation
 
@@ -51,23 +51,6 @@ def install(site: Site, agent: Agent, generation: Generation, *, running: bool, 
 def put_back(site: Site, agent: Agent, place: j.Place, *, running: bool, inputs: str, hold: str) -> None:
     """Put back what was in service before, and hold. Raises as `install`."""
     _begin(site, agent, place, running=running, inputs=inputs, hold=hold)
-
-
-def restart(site: Site, agent: Agent, leaf: str, inputs: str) -> None:
-    """Restart the agent, whose files are as they should be, and prove that it serves `leaf`; or undo what was left unproven.
-
-    Raises AgentNotReady, and as `install` where that was an installation in which the agent did not run.
-    """
-    back = way_back(site.root, site.store, agent)
-    try:
-        activate.restart(site, agent, leaf, reserve=int(back is not None and service.probe(agent.port).listening))
-    except AgentNotReady as cause:
-        if back is None or isinstance(cause, Truce):
-            raise
-        facts: Dict[str, Any] = {"layout": agent.layout, "port": agent.port, "certificate": agent.certificate, "inputs": inputs}
-        site.store.installation("install", **facts, target=site.store.journal.installed, previous=back, running=True, hold="", pid=0)
-        site.store.installation("failed", why=cause.message)
-        proceed(site)
 
 
 def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: str, hold: str, key: str = "") -> None:
@@ -161,7 +144,7 @@ def _agent(site: Site, entry: j.Installation) -> Agent:
         found = agents.find(site.root, entry.layout, None)
     except AgentNotReady:
         found = agents.find(site.root, "auto", None)
-    if entry.port not in found.ports:
+    if found.conf and entry.port not in found.ports:
         start_again(site, found)
     return agents.find(site.root, found.layout, entry.port)
 
@@ -325,7 +308,7 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
     journal = site.store.journal
     entry, before = journal.installation, _place(journal.installation, "previous")
     forward, hold = event in ("proved", "left_unproven", "kept"), entry.hold if event in ("proved", "left_unproven") else ""
-    skipped = tuple(skip for skip in journal.skipped if not (forward and skip.generation == installed.generation))
+    skipped = tuple(skip for skip in journal.skipped if not ((forward or proven) and skip.generation == installed.generation))
     if hold:  # it stands against what was in service, and what is newer than what is now
         ids = [generation.id for generation in site.store.generations()]
         newer = ids[ids.index(installed.generation) + 1 :] if installed.generation in ids else ids
@@ -338,6 +321,7 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
         also={
             "installed": installed,
             "proven": proven,
+            "untried": event == "left_unproven" and not entry.key,
             "restarting": "" if proven else journal.restarting,
             "before": before if forward else journal.before,
             "original": journal.original or before,

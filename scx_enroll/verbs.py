@@ -323,7 +323,7 @@ class Call:
         """End a hold, and truces."""
         self._no_config()
         held = self._carefully(self.enroll.hold, "")
-        kept = any("rolled back" in skip.message for skip in self._journal().skipped)
+        kept = any(skip.retry == "changed" and "rolled back" in skip.message for skip in self._journal().skipped)
         but = "; what was rolled back stays back until: scx-enroll run --now, or --renew" if held and kept else ""
         say(sys.stdout, f"scx-enroll: released; the next run goes on{but}\n" if held else "scx-enroll: not held; nothing was changed\n")
         return 0

@@ -195,6 +195,23 @@ def test_of_two_agents_the_other_one_is_started(scene: Scene, monkeypatch: pytes
     assert (ended.status, "httpsport lists no port" in ended.message, scene.host.pid != 0) == (4, True, True), ended
 
 
+def test_an_agent_that_is_locked_out_is_started_in_vain(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its account can't get at the key: the day's restarts are for when somebody has mended that."""
+    assert scene.run().status == 0
+    scene.offset_s = 3700
+    scene.host.kill()
+    killed_in_its_restart(scene, monkeypatch)
+    starts = spent(scene)
+    folder = Path(scene.host.path("/etc/opt/omi/ssl"))
+    folder.chmod(0o700)
+    ended = scene.run(hasty=True)
+    assert (ended.status, spent(scene), scene.host.pid) == (4, starts, 0), ended
+    folder.chmod(0o755)
+    scene.offset_s = 7400
+    assert scene.run(hasty=True).status == 0
+    assert scene.is_enrolled()
+
+
 def test_a_start_that_fails_is_told_as_one_that_worked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """What scxadmin says counts for nothing."""
     notes: List[str] = []
@@ -357,7 +374,7 @@ def test_what_follows_a_restart(
     for place, name, what in (
         (activate, "_instance", lambda *_: next(instances)), (agents, "process", lambda *_: process), (unit, "outside", lambda *_: 0),
         (activate, "_control", lambda _site, _agent, word, *_: done.append(word)), (activate, "_await", lambda *_: seen),
-        (activate, "_replace", lambda *_: done.append("replace") or (RIGHT, "")), (activate, "_has_room", lambda _site, needed: room and needed == 2),
+        (activate, "_replace", lambda *_: done.append("replace") or (RIGHT, "")), (activate, "has_room", lambda _site, needed: room and needed == 2),
     ):
         monkeypatch.setattr(place, name, what)
     site: Any = SimpleNamespace(root=None)
@@ -500,10 +517,10 @@ def test_the_very_second_in_which_the_budget_has_room(scene: Scene) -> None:
     with store.lock(0, str):
         store.save_budget(Budget(restarts=(now,) * 3))
         site = activate.Site(scene.root(), store, SHORT, lambda: now + 3600, str)
-        assert activate._has_room(site, 1)
+        assert activate.has_room(site, 1)
         assert activate.within_budget(site, 1).restarts == (now,) * 3
         early = replace(site, clock=lambda: now + 3599)
-        assert not activate._has_room(early, 1)
+        assert not activate.has_room(early, 1)
         with pytest.raises(activate.Truce, match="no room for a restart"):
             activate.within_budget(early, 1)
 

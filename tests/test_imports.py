@@ -53,6 +53,7 @@ RANKS = {
     "keys": (40, "io"),
     "tidy": (40, "io"),
     "transaction": (40, "io"),
+    "unproven": (45, "io"),
     "naming": (30, "io"),
     "identity": (45, "io"),
     "sealing": (75, "io"),

@@ -144,6 +144,7 @@ journals = st.builds(
     ).map(tuple),
     fights=st.lists(st.builds(j.Fight, st.sampled_from(["certificate", "key"]), times, times, times), max_size=2).map(tuple),
     newest=times,
+    untried=st.booleans(),
 )
 submissions = st.lists(st.builds(j.Submission, times, st.booleans()), max_size=8).map(tuple)
 budgets = st.builds(j.Budget, st.just(j.VERSION), submissions, st.lists(times, max_size=8).map(tuple), backoffs, texts)

@@ -14,7 +14,8 @@ from typing import Any, Iterator
 
 import pytest
 
-from scx_enroll import enroll, transaction
+from scx_enroll import activate, enroll, transaction
+from scx_enroll import agent as agents
 from scx_enroll.pace import COOL_DOWN_S, REPEAT_SPREAD_S
 from scx_enroll.store import Store
 from tests.lab.agent import LabHost, fingerprint
@@ -455,6 +456,72 @@ def test_agent_that_refuses_what_it_could_not_be_asked_about_gets_the_old_one_ba
     scene.offset_s = HOUR_S + 1
     assert scene.run(now=True).status == 0
     assert scene.is_enrolled()
+
+
+@pytest.mark.parametrize("fault", ["packages", "no tool", "another link", "another name"])
+def test_unproven_certificate_is_not_undone_for_what_says_nothing_of_it(scene: Scene, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Nothing was tried with it, or it is not what the agent has read: told as it is, and what is installed stays."""
+    scene.host.refuse_new()
+    scene.host.stop()
+    assert scene.run().status == 0
+    scene.host.start()
+    name = Path(scene.host.path(scene.host.certificate))
+    if fault == "packages":
+        real = activate.leave_packagers_alone
+
+        def late(site: activate.Site) -> None:
+            monkeypatch.setattr(agents, "packager", lambda _root: "dpkg")
+            real(site)
+
+        monkeypatch.setattr(activate, "leave_packagers_alone", late)
+    elif fault == "no tool":
+        tool = Path(scene.host.path(scene.host.scxadmin))
+        tool.rename(tool.with_suffix(".away"))
+    elif fault == "another link":
+        text = os.readlink(name)
+        name.unlink()
+        name.symlink_to(f"../ssl/{text}")
+    else:
+        data = name.read_bytes()
+        name.unlink()
+        name.write_bytes(data)
+    installed, before = scene.installed, scene.host.snapshot()
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.installed) == (4, installed), ended
+    assert "rolled back" not in ended.message
+    assert fault in ("another link", "another name") or scene.host.snapshot() == before
+    assert b'"state": "settled"' in (scene.state / "journal.json").read_bytes()
+
+
+def test_certificate_that_was_kept_since_it_is_not_the_cause_is_undone_later(scene: Scene) -> None:
+    """The agent took nothing any more; mended and started by hand, it goes on with what verifies."""
+    scene.host.refuse_new(b"none")
+    assert scene.run().status == 10
+    kept = scene.installed
+    scene.offset_s = HOUR_S + 1
+    scene.run(hasty=True)
+    assert scene.installed == kept
+    scene.host.accept_all()
+    scene.host.start()
+    assert scene.run(hasty=True).status == 0
+    assert (scene.served, scene.is_enrolled()) == (kept, True)
+
+
+def test_operator_goes_back_on_a_stopped_agent_and_it_refuses_that(scene: Scene) -> None:
+    """It serves what it served, which is put aside by nobody any more: no daily reinstallation, and no failure."""
+    scene.run()
+    scene.run(renew=True)
+    served = scene.served
+    scene.host.refuse_new()
+    scene.host.stop()
+    scene.offset_s = HOUR_S + 1
+    assert scene.do(enroll.roll_back).status == 0
+    enroll.hold(scene.root(), enroll.Options(), scene.tools(), "")
+    scene.host.start()
+    assert scene.run(hasty=True).status == 9
+    assert scene.served == served
+    ended = scene.run(hasty=True)
+    assert (ended.status, ended.rows) == (0, ()), ended
 
 
 def test_agent_that_is_about_to_be_asked_about_an_unproven_one_keeps_a_restart_for_the_way_back(scene: Scene) -> None:

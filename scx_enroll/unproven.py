@@ -1,0 +1,40 @@
+"""What was installed while the agent did not run, so that nothing was proved: made up for when it runs, with the way back."""
+
+from contextlib import suppress
+from typing import Any, Dict, Optional
+
+from scx_enroll import activate, places, service, transaction
+from scx_enroll import journal as j
+from scx_enroll.activate import Site, Truce
+from scx_enroll.agent import Agent
+from scx_enroll.errors import AgentNotReady, HostError
+
+
+def _way_back(site: Site, agent: Agent) -> Optional[j.Place]:
+    """Return what such an installation can be undone to, None where it was proven, is not in place, or can't be undone."""
+    known = site.store.journal
+    if known.untried and not known.proven and known.before and known.installed and known.installed.generation:
+        with suppress(AgentNotReady, HostError):
+            places.check_way_back(site.root, site.store, agent, known.before)
+            return known.before if places.stands(site.root, agent.certificate, known.installed) else None
+    return None
+
+
+def restart(site: Site, agent: Agent, leaf: str, inputs: str) -> None:
+    """Restart the agent, whose files are as they should be, and prove that it serves `leaf`; or undo what was left unproven.
+
+    Raises AgentNotReady; RolledBack or RollbackFailed where it was undone.
+    """
+    activate.leave_packagers_alone(site)
+    service.check_tool(site.root, agent.scxadmin)
+    back = _way_back(site, agent)
+    spare = back is not None and (service.probe(agent.port).listening or activate.has_room(site, 2))
+    try:
+        activate.restart(site, agent, leaf, reserve=int(spare))
+    except AgentNotReady as cause:
+        if back is None or isinstance(cause, Truce):
+            raise
+        facts: Dict[str, Any] = {"layout": agent.layout, "port": agent.port, "certificate": agent.certificate, "inputs": inputs}
+        site.store.installation("install", **facts, target=site.store.journal.installed, previous=back, running=True, hold="", pid=0)
+        site.store.installation("failed", why=cause.message)
+        transaction.proceed(site)
