@@ -79,6 +79,7 @@ class Machine(RuleBasedStateMachine):
         self.settings: Dict[str, str] = {}
         self.by_hand: set[str] = set()  # leaves that the operator was given
         self.ours = False  # the agent is down, and was up when a run began
+        self.no_way_back = False  # what stood there when the open installation began is refused by the agent, too
         self.issued_wrongly = self.rolled_back = False
         self.revoked: set[str] = set()
         self.identity: set[str] = set()  # parts that were changed
@@ -168,15 +169,16 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def doomed(self) -> bool:
-        """Whether the agent would die of what others put on its disk, so that any restart ends it, and there is no way back."""
+        """Whether the agent would die of what others put on its disk, so that any restart ends it, and a way back leads nowhere."""
         only = self.host.knobs().get("serve_only")
-        return bool(only) and fingerprint(self.host.leaf()) not in only and not self.world.changes
+        return bool(only) and fingerprint(self.host.leaf()) not in only
 
     # -- the program ----------------------------------------------------------------------------------------------------
 
     def carry_out(self, verb: Callable[..., Any], *arguments: Any, point: Union[int, str] = NEVER, **wish: bool) -> Optional[Outcome]:
         """Carry out a verb and see that it harmed nobody; None where the power failed at `point`."""
-        ends = self.locked_out or self.doomed  # with any restart
+        self.no_way_back = self.no_way_back if self.world.changes else self.doomed
+        ends = self.locked_out or self.no_way_back  # with any restart
         before, up, dangled = self.host.snapshot(), self.up, self.world.dangles
 
         def watch(where: str) -> None:
