@@ -9,11 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Callable, Optional, Tuple
 
+from scx_enroll import access, service, systemd, unit
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
-from scx_enroll import service, systemd, unit
 from scx_enroll.agent import Agent
-from scx_enroll.errors import AgentNotReady
+from scx_enroll.errors import AgentNotReady, NeedsPerson
 from scx_enroll.places import leaf_of
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Store
@@ -38,6 +38,10 @@ class Site:
 
 class Truce(AgentNotReady):
     """The restart budget is spent; the installation stays as it is, for a later run to go on."""
+
+
+class NotServed(NeedsPerson):
+    """The agent was restarted, and does not serve what its files hold."""
 
 
 def refuse_held(site: Site, then: str = "run") -> None:
@@ -95,12 +99,14 @@ def start_again(site: Site, agent: Agent) -> None:
     if not site.store.journal.restarting or not site.root.live or agents.packager(site.root):
         return
     data, listed = agents.read_pair(site.root, agent).certificate, agent.port in agent.ports
+    needed = 1 if site.store.journal.installation.state == "settled" else 2  # the last one is for the way back
 
     def is_up() -> bool:
         return service.probe(agent.port).listening if listed else agents.process(site.root, agent) == "running"
 
     up = is_up()
-    if not up and data is not None and service.fits(site.root, agent.key, data) and has_room(site, 1):
+    loadable = data is not None and service.fits(site.root, agent.key, data) and not access.locked(site.root, agent)
+    if not up and loadable and has_room(site, needed):
         said = _control(site, agent, "-start", leaf_of(data), 0)
         if listed:
             _await(site, agent, leaf_of(data), (0, 0))
@@ -204,15 +210,16 @@ def _bring_up(site: Site, agent: Agent, leaf: str, *, reserve: int) -> Tuple[ser
         return _replace(site, agent, leaf, stray, reserve)
     said = _control(site, agent, "-restart", leaf, reserve)
     seen = _await(site, agent, leaf, before)
-    if seen.leaf != leaf and before[0] and _instance(site, agent) == before and agents.process(site.root, agent) == "running":
+    same, process = before[0] != 0 and _instance(site, agent) == before, agents.process(site.root, agent)
+    if seen.leaf != leaf and same and process == "running":
         if not has_room(site, 1 + reserve):
             end = f"{agent.server} -s"
             message = f"{agents.SERVER}, process {before[0]}, goes on through a restart ({end} ends it)"
             raise AgentNotReady(message, _by_hand(agent, before[0], end))
         return _replace(site, agent, leaf, before[0], reserve)
-    stopped = not seen.listening and (not agent.pid_file or agents.process(site.root, agent) == "stopped")
-    if stopped and has_room(site, 1 + reserve):
-        # A slow stop makes the agent's own restart end with nothing running; one that died on the pair left a pid file.
+    # A slow stop makes the agent's own restart end with nothing running; one that died on the pair left a pid file of its own.
+    died_of_it = agent.pid_file and process != "stopped" and not same
+    if not seen.listening and not died_of_it and has_room(site, 1 + reserve):
         said = _control(site, agent, "-start", leaf, reserve)
         seen = _await(site, agent, leaf, (0, 0))
     return seen, said
@@ -277,14 +284,14 @@ def prove(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
         if before and before == seen.leaf and not agent.pid_file:
             found = f"it goes on serving {before[:16]}: the restart did not reach its server; ss -ltnp tells that process"
         told = "; ".join(filter(None, (said, unit.said(site.root, agent))))
-        raise AgentNotReady(f"the agent does not serve {leaf[:16]}: {found} ({told})", f"see {agent.log}")
+        raise NotServed(f"the agent does not serve {leaf[:16]}: {found} ({told})", f"see {agent.log}")
 
 
 def restart(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
     """Restart the agent, whose files are as they should be, and prove that it serves `leaf`. Raises AgentNotReady."""
     prove(site, agent, leaf, reserve=reserve)
     installed = site.store.journal.installed
-    site.store.update(proven=installed is not None and installed.leaf == leaf, restarting="")
+    site.store.update(proven=installed is not None and installed.leaf == leaf, untried=False, restarting="")
 
 
 def make_key(site: Site, agent: Agent) -> Tuple[str, Optional[bytes]]:

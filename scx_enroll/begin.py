@@ -8,7 +8,7 @@ from scx_enroll import activate, causes, plan, sealing, transaction
 from scx_enroll import config as configs
 from scx_enroll.activate import Site
 from scx_enroll.config import Config
-from scx_enroll.errors import AgentNotReady, HostError
+from scx_enroll.errors import AgentNotReady, HostError, RollbackFailed, RolledBack
 from scx_enroll.job import Options, Stopped, Tools
 from scx_enroll.rootfs import Root
 
@@ -63,10 +63,12 @@ def begun(root: Root, options: Options, tools: Tools, work: Callable[[Site], T],
                 transaction.proceed(site)
                 site.store.update(changes=causes.settled(site.store.journal.changes, (step,), "nothing yet"))
                 tools.acted(step)
-            except AgentNotReady as problem:
+            except (AgentNotReady, RolledBack, RollbackFailed) as problem:
                 if not holds:
                     raise
-                tools.noted(f"what an interrupted run began is still open, and the next run goes on with it: {problem.message}")
+                ended = site.store.journal.installation.state == "settled"
+                how = "was ended" if ended else "is still open, and the next run goes on with it"
+                tools.noted(f"what an interrupted run began {how}: {problem.message}")
         return work(site)
 
 

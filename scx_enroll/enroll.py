@@ -151,7 +151,7 @@ class Run:
         if journal.restarting and view.seen.listening:
             self.site.store.update(restarting="")
         if journal.installed and not journal.proven and journal.installed.leaf == view.seen.served:
-            self.site.store.update(proven=True)
+            self.site.store.update(proven=True, untried=False)
         if any(held.leaf == view.seen.certificate and not held.mismatches for held in view.seen.held) and self.latch(view) != journal.latch:
             self.site.store.update(latch=self.latch(view))
 
@@ -186,12 +186,8 @@ class Run:
         if ready.adoptable is None:
             raise EnrollError("there is nothing to adopt")
         store.add_generation(ready.adoptable)
-        store.update(
-            installed=places.place_of(self.site.root, ready.agent, ready.pair),
-            proven=view.seen.served == view.seen.certificate,
-            seen=places.signature(ready.pair),
-            latch=self.latch(view),
-        )
+        place, proven = places.place_of(self.site.root, ready.agent, ready.pair), view.seen.served == view.seen.certificate
+        store.update(installed=place, proven=proven, untried=False, seen=places.signature(ready.pair), latch=self.latch(view))
 
     def install(self, view: View, step: Step) -> None:
         """L7."""

@@ -249,7 +249,7 @@ class Journal:
     changes: Tuple[Change, ...] = ()  # the newest ones, oldest first
     fights: Tuple[Fight, ...] = ()
     newest: int = 0  # number of the newest generation, 0 where this was not written down yet
-    untried: bool = False  # `installed` was put there while the agent did not run
+    untried: bool = False  # `installed` was put there while the agent did not run, and was not seen served since
 
     def held(self, now: int) -> str:
         """Return why nothing may be changed now, "" where it may."""

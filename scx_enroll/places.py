@@ -120,3 +120,16 @@ def check_way_back(root: Root, store: Store, agent: Agent, place: j.Place) -> No
             "stay with what is installed; or, for a new pair of the agent's own: scx-enroll hold, then "
             f"{agent.scxsslconfig} -f, then {agent.scxadmin} -restart",
         )
+
+
+def way_back(root: Root, store: Store, agent: Agent, place: j.Place) -> j.Place:
+    """Return what to put back in place of `place` where the agent has never served that, or can't load it: what was there before it."""
+    known, data = store.journal, data_of(store, place)
+    never = known.untried and known.installed is not None and place.leaf == known.installed.leaf
+    if known.before is None or not (never or data is None or not service.fits(root, agent.key, data)):
+        return place
+    try:
+        check_way_back(root, store, agent, known.before)
+    except AgentNotReady:
+        return place
+    return known.before

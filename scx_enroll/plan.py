@@ -73,7 +73,7 @@ def _agent_missing(case: Case) -> Optional[Step]:
 def quiet_from(seen: Observed, policy: Policy, now: int) -> int:
     """Return when the agent's files will have been quiet for long enough, 0 where they are."""
     at = seen.changed_at + min(policy.settle_s, MAX_SETTLE_S)
-    return at if seen.changed_at <= now < at else 0
+    return at if seen.changed_at and seen.changed_at <= now < at else 0
 
 
 def _others_at_work(case: Case) -> Optional[Step]:
@@ -160,7 +160,7 @@ def _not_served(case: Case) -> Optional[Step]:
     if best is None or not seen.live or not seen.listening or seen.served == best.leaf:
         return None
     reason = f"the agent serves {seen.served[:16] or 'no TLS'} instead of {best.id}"
-    ways = 2 if case.journal.untried and not case.journal.proven else 1
+    ways = 2 if case.journal.untried else 1
     return within_restarts(case, Step("L8", "restart", reason), ways)
 
 
@@ -208,11 +208,11 @@ def decide(
 def rest(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: int) -> Optional[Tuple[Step, int]]:
     """Return what a plain run decides, and until when it decides the very same if nothing changes but the time; at most a week.
 
-    None where there is something to do, others are at work, or a clock was wrong.
+    None where there is something to do, an agent that we stopped is still to be started, others are at work, or a clock was wrong.
     """
     step = decide(seen, policy, journal, budget, now)
     times = [*(s.at for s in budget.submissions), *budget.restarts]
-    if step.action not in WAITING or step.row == "L3" or any(at > now for at in times):
+    if journal.restarting or step.action not in WAITING or step.row == "L3" or any(at > now for at in times):
         return None
     moments = [now + REST_S, step.until, runs_out_at(seen.held), journal.request.next]
     moments += [moment for held in seen.held for moment in (held.not_before, held.not_after, held.obtained)]

@@ -16,7 +16,7 @@ from scx_enroll import pairs, service
 from scx_enroll.activate import Site, Truce, come_back, comes_up, leave_packagers_alone, prove, start_again, within_budget
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.errors import AgentNotReady, EnrollError, HostError, RollbackFailed, RolledBack
-from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, sound_copy, stands
+from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, sound_copy, stands, way_back
 from scx_enroll.request import load_key, spki_of
 from scx_enroll.store import Generation
 
@@ -122,17 +122,25 @@ def _finish(site: Site, agent: Agent) -> None:
             seen = comes_up(site, agent, _place(site.store.journal.installation, "target").leaf)
             if seen.listening or not _is_there(site, agent, "target"):
                 raise
-            site.store.installation("failed", why=spent.message)  # a killed run left it down: the last restart is for the way back
+            _fail(site, agent, spent.message)  # a killed run left it down: the last restart is for the way back
         except AgentNotReady as cause:
             if site.store.journal.installation.state == "settled" or isinstance(cause, pairs.Disturbed):
                 raise
-            site.store.installation("failed", why=cause.message)
+            _fail(site, agent, cause.message)
         except HostError:
             if site.store.journal.installation.state == "installing" and not _is_there(site, agent, "target"):
                 _close(site, agent)
             raise
     if site.store.journal.installation.state == "rolling_back":
-        _backward(site, agent)
+        try:
+            _backward(site, agent)
+        except Truce as spent:
+            raise Truce(f"{site.store.journal.installation.why}; {spent.message}", spent.hint) from None
+
+
+def _fail(site: Site, agent: Agent, why: str) -> None:
+    previous = _place(site.store.journal.installation, "previous")
+    site.store.installation("failed", why=why, previous=way_back(site.root, site.store, agent, previous))
 
 
 def _agent(site: Site, entry: j.Installation) -> Agent:
@@ -315,15 +323,16 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
         aside = tuple(filter(None, dict.fromkeys((before.generation, *newer))))
         skips = (_skip(site, one, entry.inputs, "changed", 0, f"generation {one} was {hold}") for one in aside)
         skipped = (*(skip for skip in skipped if skip.generation not in aside), *skips)
+    known, earlier = journal.installed, journal.untried and journal.before  # what nothing served is no way back
     site.store.beside.sweep(agent.certificate, (installed.text,))  # before the end is recorded, or a crash would leave copies behind
     site.store.installation(
         event,
         also={
             "installed": installed,
             "proven": proven,
-            "untried": event == "left_unproven" and not entry.key,
+            "untried": event == "left_unproven" and not entry.key and not (journal.proven and known and known.leaf == installed.leaf),
             "restarting": "" if proven else journal.restarting,
-            "before": before if forward else journal.before,
+            "before": earlier if earlier and earlier.leaf != installed.leaf else before if forward else journal.before,
             "original": journal.original or before,
             "seen": signature(agents.read_pair(site.root, agent)),
             "skipped": skipped,

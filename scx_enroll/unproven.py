@@ -5,7 +5,7 @@ from typing import Any, Dict, Optional
 
 from scx_enroll import activate, places, service, transaction
 from scx_enroll import journal as j
-from scx_enroll.activate import Site, Truce
+from scx_enroll.activate import NotServed, Site
 from scx_enroll.agent import Agent
 from scx_enroll.errors import AgentNotReady, HostError
 
@@ -13,7 +13,7 @@ from scx_enroll.errors import AgentNotReady, HostError
 def _way_back(site: Site, agent: Agent) -> Optional[j.Place]:
     """Return what such an installation can be undone to, None where it was proven, is not in place, or can't be undone."""
     known = site.store.journal
-    if known.untried and not known.proven and known.before and known.installed and known.installed.generation:
+    if known.untried and known.before and known.installed:
         with suppress(AgentNotReady, HostError):
             places.check_way_back(site.root, site.store, agent, known.before)
             return known.before if places.stands(site.root, agent.certificate, known.installed) else None
@@ -23,16 +23,18 @@ def _way_back(site: Site, agent: Agent) -> Optional[j.Place]:
 def restart(site: Site, agent: Agent, leaf: str, inputs: str) -> None:
     """Restart the agent, whose files are as they should be, and prove that it serves `leaf`; or undo what was left unproven.
 
+    Undone is only what a restart has shown not to be served, or what would take the last restart.
     Raises AgentNotReady; RolledBack or RollbackFailed where it was undone.
     """
     activate.leave_packagers_alone(site)
     service.check_tool(site.root, agent.scxadmin)
     back = _way_back(site, agent)
-    spare = back is not None and (service.probe(agent.port).listening or activate.has_room(site, 2))
     try:
-        activate.restart(site, agent, leaf, reserve=int(spare))
-    except AgentNotReady as cause:
-        if back is None or isinstance(cause, Truce):
+        if back and not activate.has_room(site, 2):
+            raise NotServed(f"the last restart in the budget is not for {leaf[:16]}, which the agent has never served")
+        activate.restart(site, agent, leaf, reserve=int(back is not None))
+    except NotServed as cause:
+        if back is None:
             raise
         facts: Dict[str, Any] = {"layout": agent.layout, "port": agent.port, "certificate": agent.certificate, "inputs": inputs}
         site.store.installation("install", **facts, target=site.store.journal.installed, previous=back, running=True, hold="", pid=0)

@@ -206,6 +206,9 @@ def test_an_agent_that_is_locked_out_is_started_in_vain(scene: Scene, monkeypatc
     folder.chmod(0o700)
     ended = scene.run(hasty=True)
     assert (ended.status, spent(scene), scene.host.pid) == (4, starts, 0), ended
+    conf = unlist(scene)
+    assert (scene.run(hasty=True).status, spent(scene), scene.host.pid) == (4, starts, 0), "nor where SCOM's port is not listed"
+    Path(scene.host.path("/etc/opt/omi/conf/omiserver.conf")).write_bytes(conf)
     folder.chmod(0o755)
     scene.offset_s = 7400
     assert scene.run(hasty=True).status == 0
@@ -213,13 +216,13 @@ def test_an_agent_that_is_locked_out_is_started_in_vain(scene: Scene, monkeypatc
 
 
 def test_a_start_that_fails_is_told_as_one_that_worked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What scxadmin says counts for nothing."""
+    """What scxadmin says counts for nothing; and the last restart of the hour is for the way back."""
     notes: List[str] = []
     killed_in_its_restart(scene, monkeypatch)
     unlist(scene)
     scene.host.fail_starts()
-    for _ in range(2):
-        scene.run(parts={"noted": notes.append})
+    for scene.offset_s in (0, 0, 3700):
+        scene.run(hasty=True, parts={"noted": notes.append})
     assert [note.partition(", was ")[2].partition(" (")[0] for note in notes] == ["not brought up", "started"]
     assert scene.host.pid != 0
 
@@ -362,6 +365,7 @@ RIGHT, WRONG, SILENT = Served(listening=True, leaf="new"), Served(listening=True
         pytest.param(ONE, NONE, "stopped", SILENT, "-start", id="a slow stop"),
         pytest.param(ONE, NONE, "stopped", WRONG, "", id="stopped, and another listens"),
         pytest.param(ONE, OTHER, "died", SILENT, "", id="it died of the pair"),
+        pytest.param(ONE, ONE, "died", SILENT, "-start", id="the start did not get as far as its pid file"),
     ],
 )
 def test_what_follows_a_restart(

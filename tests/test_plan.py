@@ -165,6 +165,7 @@ def test_files_that_others_changed_a_moment_ago():
     assert at(seen, wish=Wish(hasty=True)).row == "C6"
     assert at(seen, wish=Wish(renew=True)).row == "L3"
     assert at(replace(GOOD, changed_at=NOW + 500)).row == "C6", "a change in the future is a wrong clock"
+    assert plan.quiet_from(Observed(), POLICY, 30) == 0, "nobody changed anything, and the clock begins at the epoch"
 
 
 def test_files_that_never_rest():
@@ -1227,6 +1228,7 @@ def test_a_host_that_does_not_rest(seen):
     """There is something to do, or others are at work: the next run must look."""
     assert plan.rest(seen, POLICY, Journal(), Budget(), NOW) is None
     assert plan.rest(GOOD, POLICY, Journal(), restarts(1, age=-60), NOW) is None, "a clock was wrong"
+    assert plan.rest(Observed(blocked="no port"), POLICY, Journal(restarting="any"), Budget(), NOW) is None, "an agent that we stopped is to be started"
 
 
 def test_until_ends_with_the_life_of_a_pending_request():
