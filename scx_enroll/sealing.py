@@ -11,7 +11,7 @@ from scx_enroll import agent as agents
 from scx_enroll import beside, identity, idle, machine, naming, plan, request, service
 from scx_enroll import config as configs
 from scx_enroll import journal as j
-from scx_enroll.activate import Site, refuse_held
+from scx_enroll.activate import ANY, Site, refuse_held
 from scx_enroll.agent import Agent
 from scx_enroll.case import Observed, Step
 from scx_enroll.config import Config
@@ -79,7 +79,8 @@ def settle(site: Site, config: str, *, seals: bool = False) -> Tuple[Step, ...]:
     if agent:
         note(site, agent, strangers)
     told = (j.Change(site.clock(), "cloned", step.reason, ("its state was set aside",)),)
-    path = site.store.set_aside(_fresh(journal, identity=replace(seen, since=0), strangers=strangers, changes=told))
+    owed = ANY if journal.restarting else ""  # an agent that we stopped is started, whosever the state was
+    path = site.store.set_aside(_fresh(journal, identity=replace(seen, since=0), strangers=strangers, changes=told, restarting=owed))
     return (replace(step, reason=f"what was known here is in {path} now"),)
 
 

@@ -215,6 +215,19 @@ def test_an_agent_that_is_locked_out_is_started_in_vain(scene: Scene, monkeypatc
     assert scene.is_enrolled()
 
 
+def test_an_agent_that_we_left_down_is_forgotten_with_a_state_that_is_set_aside(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine was renamed and given another id while our restart had failed: it is another one, and its agent is down because of us."""
+    scene.run()
+    scene.offset_s = 3700
+    scene.host.kill()
+    killed_in_its_restart(scene, monkeypatch)
+    scene.host.make_file("/etc/hostname", "host9\n")
+    scene.host.make_file("/etc/machine-id", "0123456789abcdef" * 2 + "\n")
+    ended = scene.run(hasty=True)
+    assert ended.rows[:2] == ("L0", "L9"), ended
+    assert scene.host.pid != 0
+
+
 def test_a_start_that_fails_is_told_as_one_that_worked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """What scxadmin says counts for nothing; and the last restart of the hour is for the way back."""
     notes: List[str] = []

@@ -191,7 +191,8 @@ class Machine(RuleBasedStateMachine):
         self.world.state_reads()
         self._others_kept(before, made_key=ended is None or "L5" in ended.rows)
         owed, self.ours = self.ours, not self.up and (up or self.ours)
-        if ends:
+        # the way back from what the agent refuses is in a state that was set aside, if it was
+        if ends or (ended and "L0" in ended.rows and self.doomed):
             self.ours = False
         waits = ended and (("restart budget" in ended.message and self.world.spent_in_vain) or "must be quiet" in ended.message)
         helpless = self.world.disk_is_full or not self.has_tools  # a start that can't be counted is not made
