@@ -31,8 +31,7 @@ def install(site: Site, agent: Agent, generation: Generation, *, running: bool, 
     Raises RolledBack or RollbackFailed where it was not served, HostError where nothing could be changed, AgentNotReady
     before anything is changed where the restart budget has no room for the way back.
     """
-    kept = "" if key else sound_copy(site.root, agent.certificate, generation)
-    name = kept or site.store.beside.free_copy(agent.certificate, generation.id)
+    name = sound_copy(site.root, agent.certificate, generation) or site.store.beside.free_copy(agent.certificate, generation.id)
     # A migration to OMI moves the classic name, a link, into OMI's folder: there only an absolute text leads to the copy.
     text = name if agent.layout == "omi" else reached(agent.certificate, name)
     target = j.Place(
@@ -211,7 +210,7 @@ def _turn(site: Site, agent: Agent, role: str) -> bool:
     if not entry.key or _is_there(site, agent, role):
         return bool(entry.key) or _put(site, role)
     now, then = _side(site, entry, ROLES[role]), _side(site, entry, role)
-    if now is None or then is None or then.bare:
+    if now is None or then is None:
         return False
     if role == "target" or not pairs.turn_back(site.store, _names(site, agent, entry), then):
         pairs.switch(site.store, _names(site, agent, entry), now, then)
@@ -240,7 +239,7 @@ def _fits(site: Site, agent: Agent, role: str) -> bool:
     """Say whether OpenSSL takes a side's certificate with the key that goes with it: the agent's own, or the one in our records."""
     entry = site.store.journal.installation
     data, key = data_of(site.store, _place(entry, role)), entry.key_target if role == "target" else entry.key_previous
-    path = site.store.key_path(key.spki, old=role == "previous") if entry.key and key else agent.key
+    path = site.store.key_path(key.spki, old=role == "previous") if key else agent.key
     return data is not None and service.fits(site.root, path, data)
 
 
@@ -253,7 +252,7 @@ def _put(site: Site, role: str) -> bool:
     certificate, place = entry.certificate, _place(entry, role)
     if stands(site.root, certificate, place):
         return True
-    if place.kind == "link" and holds(site.root, reached(certificate, place.text), place.sha256):
+    if holds(site.root, reached(certificate, place.text), place.sha256):
         site.store.beside.swap(certificate, place)
         return True
     data = data_of(site.store, place)
@@ -274,9 +273,7 @@ def _put(site: Site, role: str) -> bool:
 
 
 def _record(site: Site, role: str, place: j.Place) -> None:
-    entry = site.store.journal.installation
-    if place != _place(entry, role):
-        site.store.update(installation=replace(entry, **dict[str, Any]({role: place})))
+    site.store.update(installation=replace(site.store.journal.installation, **dict[str, Any]({role: place})))
 
 
 def _mark(site: Site, agent: Agent, place: j.Place) -> None:
@@ -294,9 +291,7 @@ def _forward(site: Site, agent: Agent) -> None:
         raise AgentNotReady("the certificate to install does not fit the agent's key any more", pairs.AGAIN)
     if not usable:
         raise AgentNotReady("the agent's key changed while its certificate was installed")
-    if not _turn(site, agent, "target"):
-        _close(site, agent)
-        raise AgentNotReady("the certificate to install, or its key, is gone from our records", pairs.AGAIN)
+    _turn(site, agent, "target")
     _mark(site, agent, target)
     proven = site.root.live and entry.running
     if proven:
