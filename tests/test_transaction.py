@@ -159,21 +159,21 @@ def fits(stage: Stage) -> bool:
 # -- before anything is changed ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sound", [True, False], ids=["a way back", "nothing to go back to"])
-def test_the_last_restart_is_kept_for_the_way_back(stage: Stage, sound: bool) -> None:
+@pytest.mark.parametrize(("sound", "spent"), [(True, 2), (True, 1), (False, 2)], ids=["a way back", "room for it", "nothing to go back to"])
+def test_the_last_restart_is_kept_for_the_way_back(stage: Stage, sound: bool, spent: int) -> None:
     """With one restart left an installation waits; where nothing could be put back that would run, there is nothing to keep it for."""
     new = stage.generation()
     if not sound:
         stage.host.install(stage.host.new_pair()[0])
-    stage.store.save_budget(Budget(restarts=(NOW, NOW)))
+    stage.store.save_budget(Budget(restarts=(NOW,) * spent))
     before = stage.host.snapshot()
-    if sound:
+    if sound and spent == 2:
         with pytest.raises(Truce, match="no room for two"):
             stage.install(new)
         assert (stage.host.snapshot(), stage.state, stage.told) == (before, "settled", [])
     else:
         stage.install(new)
-        assert stage.told == [("prove", leaf_of(new.certificate), 0)]
+        assert stage.told == [("prove", leaf_of(new.certificate), int(sound))]
 
 
 @pytest.mark.parametrize("why", ["it is served already", "the agent does not run"])
@@ -535,10 +535,11 @@ def test_an_old_key_of_another_owner_comes_back_as_it_was(stage: Stage) -> None:
     """An administrator's own choice is not ours to correct: the rollback gives the key to whom it belonged."""
     os.chown(stage.host.path(stage.host.key), stage.host.account[0], 0)
     before = stage.host.snapshot()
-    stage.fail(*stage.new_key())
+    new, spki = stage.new_key()
+    stage.fail(new, spki)
     with pytest.raises(RolledBack):
         stage.proceed()
-    assert stage.host.snapshot() == before
+    assert (stage.host.snapshot(), stage.store.staged()) == (before, (spki,)), "the new one waits for another try"
 
 
 @pytest.mark.skipif(not ROOT, reason="without root files are not given away")
@@ -558,7 +559,8 @@ def test_what_was_there_is_put_back_and_proved_where_something_runs(stage: Stage
     """Nothing is started that is not meant to run; what was not seen served is not called proven, and stays aside where it was."""
     first = stage.generation()
     stage.install(first)
-    stage.store.update(skipped=(stage.skip(first.id),))
+    stage.store.update(skipped=(stage.skip(first.id),), restarting="any")
+    earlier = stage.store.journal.before
     new, before = stage.generation(), stage.host.snapshot()
     stage.fail(new)
     stage.store.update(installation=replace(stage.store.journal.installation, running=running))
@@ -566,7 +568,9 @@ def test_what_was_there_is_put_back_and_proved_where_something_runs(stage: Stage
     with pytest.raises(RolledBack, match=f"generation {new.id} was rolled back: it died; the agent serves {stage.store.journal.installed.leaf[:16]} as before"):
         stage.proceed()
     assert stage.host.snapshot() == before
-    assert stage.told == ([("come back", leaf_of(first.certificate), False)] if live and running else [])
+    assert stage.told == ([("come back", leaf_of(first.certificate), True)] if live and running else [])
+    assert stage.store.journal.restarting == ("" if live and running else "any"), "it is down because of us until it is seen up"
+    assert stage.store.journal.before == earlier, "what a rollback returns to is what was before it"
     assert (stage.state, stage.store.journal.proven) == ("settled", live and running)
     assert [skip.generation for skip in stage.store.journal.skipped] == ([] if live and running else [first.id]) + [new.id]
 
@@ -732,8 +736,36 @@ def test_what_an_operator_goes_back_from_is_put_aside_once(stage: Stage) -> None
     transaction.put_back(stage.site, stage.agent, before, running=True, inputs="i", hold="by me")
     skipped = stage.store.journal.skipped
     assert [(skip.generation, skip.failures) for skip in skipped] == [(older.generation, 1), (second.id, 5), (third.id, 1)]
-    assert [(skip.retry, skip.message) for skip in skipped[1:]] == [("changed", f"generation {one.id} was by me") for one in (second, third)]
+    assert [(skip.retry, skip.status, skip.message) for skip in skipped[1:]] == [("changed", 0, f"generation {one.id} was by me") for one in (second, third)]
     assert (stage.store.journal.hold, stage.store.journal.hold_until) == ("by me", 0)
+
+
+def test_what_the_first_installation_replaced_stays_known(stage: Stage) -> None:
+    """`rollback --original`, after any number of renewals."""
+    own = stage.leaf
+    for _ in range(2):
+        stage.install(stage.generation())
+    original, before = stage.store.journal.original, stage.store.journal.before
+    assert original and before
+    assert (original.leaf == own, before.leaf == own) == (True, False)
+
+
+def test_a_hold_is_over_an_open_installation(stage: Stage) -> None:
+    """A change freeze goes on when what was begun before is done."""
+    stage.begin(stage.generation())
+    stage.store.update(hold="freeze", hold_until=NOW + 1)
+    stage.proceed()
+    assert (stage.state, stage.store.journal.hold, stage.store.journal.hold_until) == ("settled", "freeze", NOW + 1)
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["the agent's key", "a new key"])
+def test_a_stopped_agent_gets_another_certificate(stage: Stage, key: bool) -> None:
+    """What it may die of later is undone then; not where the key changed, since the old one does not live on."""
+    stage.store.update(restarting="any")
+    stage.install(*(stage.new_key() if key else (stage.generation(),)), running=False)
+    journal = stage.store.journal
+    assert (stage.told, fits(stage), stage.store.kept_keys()) == ([], True, set())
+    assert (journal.proven, journal.untried, journal.restarting) == (False, not key, "any")
 
 
 def test_old_certificates_do_not_pile_up(stage: Stage) -> None:
