@@ -712,7 +712,7 @@ def test_what_failed_is_remembered_once_and_not_for_ever(stage: Stage) -> None:
     """Failures in a row make the pauses longer, with the same inputs; the list does not grow."""
     new = stage.generation()
     others = tuple(stage.skip(f"{number:016}") for number in range(10))
-    stage.store.update(skipped=(stage.skip(new.id, 2), stage.skip(new.id, 7, "others"), *others))
+    stage.store.update(skipped=(*others, stage.skip(new.id, 2), stage.skip(new.id, 7, "others")))
     stage.fails = AgentNotReady("it died")
     with pytest.raises(RolledBack):
         stage.install(new)
@@ -728,15 +728,15 @@ def test_what_an_operator_goes_back_from_is_put_aside_once(stage: Stage) -> None
     """With what is newer; and neither what is older, nor what is in place: that would be taken away again by the next run."""
     first, second, third = stage.generation(), stage.generation(), stage.generation()
     stage.install(first)
-    stage.install(second)
+    stage.install(third)
     older = stage.skip("0" * 16)
-    stage.store.update(skipped=(older, stage.skip(second.id, 4), stage.skip(first.id)), hold_until=NOW + 1)
+    stage.store.update(skipped=(older, stage.skip(third.id, 4), stage.skip(first.id)), hold_until=NOW + 1)
     before = stage.store.journal.before
     assert before
     transaction.put_back(stage.site, stage.agent, before, running=True, inputs="i", hold="by me")
     skipped = stage.store.journal.skipped
-    assert [(skip.generation, skip.failures) for skip in skipped] == [(older.generation, 1), (second.id, 5), (third.id, 1)]
-    assert [(skip.retry, skip.status, skip.message) for skip in skipped[1:]] == [("changed", 0, f"generation {one.id} was by me") for one in (second, third)]
+    assert [(skip.generation, skip.failures) for skip in skipped] == [(older.generation, 1), (third.id, 5), (second.id, 1)]
+    assert [(skip.retry, skip.status, skip.message) for skip in skipped[1:]] == [("changed", 0, f"generation {one.id} was by me") for one in (third, second)]
     assert (stage.store.journal.hold, stage.store.journal.hold_until) == ("by me", 0)
 
 
@@ -761,11 +761,70 @@ def test_a_hold_is_over_an_open_installation(stage: Stage) -> None:
 @pytest.mark.parametrize("key", [False, True], ids=["the agent's key", "a new key"])
 def test_a_stopped_agent_gets_another_certificate(stage: Stage, key: bool) -> None:
     """What it may die of later is undone then; not where the key changed, since the old one does not live on."""
-    stage.store.update(restarting="any")
-    stage.install(*(stage.new_key() if key else (stage.generation(),)), running=False)
+    new, spki = stage.new_key() if key else (stage.generation(), "")
+    stage.store.update(restarting="any", skipped=(stage.skip(new.id), stage.skip("0" * 16)))
+    stage.install(new, spki, running=False)
     journal = stage.store.journal
+    assert journal.skipped == (stage.skip("0" * 16),), "it is in place, so it is not put aside"
     assert (stage.told, fits(stage), stage.store.kept_keys()) == ([], True, set())
     assert (journal.proven, journal.untried, journal.restarting) == (False, not key, "any")
+
+
+def test_what_nothing_has_served_is_no_way_back(stage: Stage) -> None:
+    """Installed while the agent was stopped: what was there before it is what a failure, and a rollback, return to."""
+    pristine, own = stage.host.snapshot(), stage.leaf
+    untried, new = stage.generation(), stage.generation()
+    stage.install(untried, running=False)
+    stage.fails = AgentNotReady("it died")
+    with pytest.raises(RolledBack):
+        stage.install(new)
+    assert stage.host.snapshot() == pristine
+    stage.fails = None
+    stage.install(untried, running=False)
+    stage.install(new)
+    before = stage.store.journal.before
+    assert before
+    assert before.leaf == own
+
+
+def test_an_operator_goes_back_from_what_was_not_tried(stage: Stage) -> None:
+    """A second rollback is the way forward."""
+    new = stage.generation()
+    stage.install(new, running=False)
+    for leaf in (leaf_of(new.certificate), stage.store.journal.original and stage.store.journal.original.leaf):
+        before = stage.store.journal.before
+        assert before
+        transaction.put_back(stage.site, stage.agent, before, running=False, inputs="i", hold="by me")
+        assert stage.store.journal.before
+        assert (stage.store.journal.before.leaf, stage.leaf) == (leaf, before.leaf)
+
+
+@pytest.mark.parametrize(("running", "same", "untried"), [(True, True, False), (True, False, True), (False, True, True)])
+def test_what_was_proven_need_not_be_tried_again(stage: Stage, running: bool, same: bool, untried: bool) -> None:
+    """Its link was moved while the agent was stopped; another certificate, or one that nothing has served yet, is to be tried."""
+    first = stage.generation()
+    stage.install(first, running=running)
+    stage.host.move_link_back()
+    stage.install(first if same else stage.generation(), running=False)
+    assert stage.store.journal.untried == untried
+
+
+def test_the_budget_is_spent_on_the_way_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both causes are told, the files are as they were, and a later run proves that."""
+    before = stage.host.snapshot()
+    stage.fail(stage.generation())
+
+    def spent(*_: Any, **__: Any) -> None:
+        raise Truce("spent", "wait")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transaction, "come_back", spent)
+        with pytest.raises(Truce, match="it died; spent") as ended:
+            stage.proceed()
+    assert (ended.value.hint, stage.state) == ("wait", "rolling_back")
+    with pytest.raises(RolledBack):
+        stage.proceed()
+    assert stage.host.snapshot() == before
 
 
 def test_old_certificates_do_not_pile_up(stage: Stage) -> None:
