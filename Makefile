@@ -29,7 +29,7 @@ fast: $(ENV)/.test ## the tests that are done in a few minutes
 
 # Most of it waits for processes, so more workers than cores; one of them is asleep for a while.
 slow: $(ENV)/.test $(ENV)/.packages
-	$(PYTEST) -q -n 5 -m slow
+	$(PYTEST) -q -n 6 -m slow
 
 lint: $(ENV)/.lint ## ruff and mypy --strict
 	$(ENV)/bin/ruff check --quiet .
