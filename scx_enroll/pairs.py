@@ -140,8 +140,8 @@ def _point(store: Store, names: Names, here: str, there: str) -> bool:
     for pair in (there, here):
         store.beside.point(names.certificate, pair)
         if all(_leads(store.root, *link) for link in _links(store.root, names)):
-            break
-    return pair == there
+            return pair == there
+    return False
 
 
 def turn_back(store: Store, names: Names, side: Side) -> bool:
