@@ -124,12 +124,12 @@ def check_way_back(root: Root, store: Store, agent: Agent, place: j.Place) -> No
 
 def way_back(root: Root, store: Store, agent: Agent, place: j.Place) -> j.Place:
     """Return what to put back in place of `place` where the agent has never served that, or can't load it: what was there before it."""
-    known, data = store.journal, data_of(store, place)
+    known, before, data = store.journal, store.journal.before, data_of(store, place)
     never = known.untried and known.installed is not None and place.leaf == known.installed.leaf
-    if known.before is None or not (never or data is None or not service.fits(root, agent.key, data)):
+    if before is None or (not never and data is not None and service.fits(root, agent.key, data)):
         return place
-    try:
-        check_way_back(root, store, agent, known.before)
-    except AgentNotReady:
-        return place
-    return known.before
+    target = known.installation.target
+    with suppress(AgentNotReady):
+        check_way_back(root, store, agent, before)
+        return place if target and target.leaf == before.leaf else before  # what was just refused is no way back either
+    return place

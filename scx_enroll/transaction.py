@@ -57,14 +57,15 @@ def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: 
     if running:
         service.check_tool(site.root, agent.scxadmin)
     pair = agents.read_pair(site.root, agent)
-    if running and service.probe(agent.port).leaf != target.leaf:
+    previous, served = place_of(site.root, agent, pair), service.probe(agent.port).leaf if running else ""
+    if running and served != target.leaf:
         sound = pair.certificate is not None and service.fits(site.root, agent.key, pair.certificate)
-        within_budget(site, 2 if sound else 1)  # one to go forward, one to come back, where there is a way back
-    previous = place_of(site.root, agent, pair)
+        within_budget(site, 2 if sound or _leads_further(site, agent, previous) else 1)  # one to go forward, one for the way back, if any
     if pair.certificate is not None and data_of(site.store, previous) != pair.certificate:  # a copy of ours may outlive its generation
         previous = replace(previous, saved=site.store.save_original(pair.certificate, previous.sha256))
     site.store.installation(
         "install",
+        also={"untried": site.store.journal.untried and served != previous.leaf},
         layout=agent.layout,
         port=agent.port,
         certificate=agent.certificate,
@@ -135,6 +136,10 @@ def _finish(site: Site, agent: Agent) -> None:
             _backward(site, agent)
         except Truce as spent:
             raise Truce(f"{site.store.journal.installation.why}; {spent.message}", spent.hint) from None
+
+
+def _leads_further(site: Site, agent: Agent, previous: j.Place) -> bool:
+    return way_back(site.root, site.store, agent, previous) != previous
 
 
 def _fail(site: Site, agent: Agent, why: str) -> None:
@@ -297,7 +302,8 @@ def _forward(site: Site, agent: Agent) -> None:
     if proven:
         if entry.key and not _is_there(site, agent, "target"):
             raise pairs.Disturbed(*pairs.DISTURBED)  # a restart would end an agent that still serves what it has read
-        prove(site, agent, target.leaf, reserve=int(_fits(site, agent, "previous")))
+        back = _fits(site, agent, "previous") or _leads_further(site, agent, _place(entry, "previous"))
+        prove(site, agent, target.leaf, reserve=int(back))
     _straighten(site, agent, "target")
     _settle(site, agent, "proved" if proven else "left_unproven", installed=_current(site, agent), proven=proven)
 

@@ -132,6 +132,37 @@ def test_an_operator_goes_back_from_one_that_was_not_tried_and_forth_again(scene
         assert scene.installed == certificate
 
 
+@pytest.mark.parametrize("what", ["another", "rollback"])
+def test_what_is_served_counts_as_untried_until_a_run_has_noted_it(scene: Scene, what: str) -> None:
+    """Somebody started the agent with it: what comes next has it as its way back."""
+    scene.host.stop()
+    assert scene.run().status == 0
+    ours = scene.installed
+    scene.host.refuse_new(scene.host.leaf())
+    scene.host.start()
+    assert scene.served == ours
+    if what == "another":
+        ended = install_another(scene)
+    else:
+        scene.host.kill()
+        ended = scene.do(enroll.roll_back)
+    assert (ended.status, scene.served, scene.installed) == (9, ours, ours), ended
+
+
+@pytest.mark.parametrize("left", [1, 2])
+def test_a_refused_one_over_a_broken_name_takes_the_last_restart(scene: Scene, left: int) -> None:
+    """The agent serves what it has read; the way back leads to that, though it is not what stands there, and needs its restart all the same."""
+    served = untried(scene)
+    scene.host.make_file("/etc/opt/omi/ssl/x.pem", scene.host.new_pair()[0])
+    scene.host.relink("x.pem")
+    spend(scene, 3 - left)
+    scene.host.fail_starts()
+    before = scene.host.snapshot()
+    ended = install_another(scene)
+    assert (ended.status, scene.served) == ({1: 4, 2: 9}[left], served), ended
+    assert left == 2 or scene.host.snapshot() == before
+
+
 @pytest.mark.parametrize("how", ["seen", "restarted", "adopted"])
 def test_what_was_proven_since_counts_as_untried(scene: Scene, how: str) -> None:
     """From then on a failed restart says nothing of it, and needs no two of them."""
