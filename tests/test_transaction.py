@@ -176,6 +176,19 @@ def test_the_last_restart_is_kept_for_the_way_back(stage: Stage, sound: bool, sp
         assert stage.told == [("prove", leaf_of(new.certificate), int(sound))]
 
 
+def test_the_last_restart_is_kept_for_a_way_back_that_leads_further(stage: Stage) -> None:
+    """Others broke what was installed while the agent was stopped: what it served before can be put back, and needs a restart for that."""
+    stage.install(stage.generation(), running=False)
+    stage.host.make_file("/etc/opt/omi/ssl/x.pem", stage.host.new_pair()[0])
+    stage.host.relink("x.pem")
+    new = stage.generation()
+    stage.store.save_budget(Budget(restarts=(NOW, NOW)))
+    before = stage.host.snapshot()
+    with pytest.raises(Truce, match="no room for two"):
+        stage.install(new)
+    assert (stage.host.snapshot(), stage.state, stage.told) == (before, "settled", [])
+
+
 @pytest.mark.parametrize("why", ["it is served already", "the agent does not run"])
 def test_what_needs_no_restart_waits_for_no_budget(stage: Stage, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     """A link that was moved back is put right at once, whatever others made of the restarts of today; so is a stopped agent's."""
