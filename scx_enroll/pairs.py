@@ -21,7 +21,7 @@ from scx_enroll.rootfs import Root
 from scx_enroll.store import MAX_STATE_BYTES, Store
 
 AGAIN = "run again: it starts from what is there"
-DISTURBED = ("the agent's files were changed while a new key was put in place", AGAIN)
+DISTURBED = ("others changed the agent's files while a certificate was put in place", AGAIN)
 
 
 class Disturbed(AgentNotReady):

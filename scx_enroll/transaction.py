@@ -64,17 +64,9 @@ def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: 
     if pair.certificate is not None and data_of(site.store, previous) != pair.certificate:  # a copy of ours may outlive its generation
         previous = replace(previous, saved=site.store.save_original(pair.certificate, previous.sha256))
     site.store.installation(
-        "install",
-        also={"untried": site.store.journal.untried and served != previous.leaf},
-        layout=agent.layout,
-        port=agent.port,
-        certificate=agent.certificate,
-        target=target,
-        previous=previous,
-        running=running,
-        inputs=inputs,
-        hold=hold,
-        pid=0,
+        "install", also={"untried": site.store.journal.untried and served != previous.leaf},
+        layout=agent.layout, port=agent.port, certificate=agent.certificate,
+        target=target, previous=previous, running=running, inputs=inputs, hold=hold, pid=0,
         **(_new_key(site, agent, pair, key) if key else {}),
     )
     proceed(site)
@@ -126,6 +118,7 @@ def _finish(site: Site, agent: Agent) -> None:
         except AgentNotReady as cause:
             if site.store.journal.installation.state == "settled" or isinstance(cause, pairs.Disturbed):
                 raise
+            _leave_to_others(site, agent, "target")
             _fail(site, agent, cause.message)
         except HostError:
             if site.store.journal.installation.state == "installing" and not _is_there(site, agent, "target"):
@@ -136,6 +129,13 @@ def _finish(site: Site, agent: Agent) -> None:
             _backward(site, agent)
         except Truce as spent:
             raise Truce(f"{site.store.journal.installation.why}; {spent.message}", spent.hint) from None
+
+
+def _leave_to_others(site: Site, agent: Agent, role: str) -> None:
+    """Raise Disturbed where something else than this role stands there by now that the agent can load: it is not ours to take away."""
+    found = agents.read_pair(site.root, agent).certificate
+    if not _is_there(site, agent, role) and found is not None and service.fits(site.root, agent.key, found):
+        raise pairs.Disturbed(*pairs.DISTURBED)
 
 
 def _leads_further(site: Site, agent: Agent, previous: j.Place) -> bool:
@@ -378,6 +378,8 @@ def _backward(site: Site, agent: Agent) -> None:
             f"{message}; the agent serves {previous.leaf[:16] or 'nothing'} as before",
             f"see {agent.log}, mend the cause, then: scx-enroll run --now",
         )
+    if restored:
+        _leave_to_others(site, agent, "previous")
     if _fits(site, agent, "target") and _turn(site, agent, "target"):
         _mark(site, agent, target)
         _straighten(site, agent, "target")

@@ -398,7 +398,7 @@ def test_a_package_script_makes_a_pair_while_the_old_one_is_put_back(
         ended = scene.run(parts={"store": Points(act).store})
         assert when in seen
         assert ended.status == 4, ended
-        assert ended.message == "the agent's files were changed while a new key was put in place"
+        assert ended.message == "others changed the agent's files while a certificate was put in place"
         assert scene.served not in ("", old), "the pair that the script made"
         assert scene.served == fingerprint(host.leaf())
         assert pair_fits(host)

@@ -605,15 +605,43 @@ def test_a_run_is_killed_on_the_way_back(stage: Stage, monkeypatch: pytest.Monke
     assert stage.host.snapshot() == before
 
 
-def test_others_move_the_link_before_the_restart(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the key stays whatever is there can be loaded, so the proof tells what became of it."""
-    real = transaction._turn
-    monkeypatch.setattr(transaction, "_turn", lambda *arguments: (real(*arguments), stage.host.move_link_back())[0])
-    new, before = stage.generation(), stage.leaf
+@pytest.mark.parametrize("when", ["before the restart", "on the way back"])
+def test_others_put_theirs_in_place_meanwhile(stage: Stage, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """What they made can be loaded, and is theirs: it stays, and is started; the next look decides."""
+    theirs = stage.generation()
+    stage.host.make_file("/etc/opt/omi/ssl/theirs.pem", theirs.certificate)
+    real, role = transaction._turn, "target" if when == "before the restart" else "previous"
+
+    def turn(site: Site, agent: agents.Agent, which: str) -> bool:
+        done = real(site, agent, which)
+        if which == role:
+            stage.host.relink("theirs.pem")
+        return done
+
+    monkeypatch.setattr(transaction, "_turn", turn)
     stage.fails = AgentNotReady("it serves another")
-    with pytest.raises(RolledBack, match="it serves another"):
-        stage.install(new)
-    assert (stage.told, stage.leaf) == ([("prove", leaf_of(new.certificate), 1), ("come back", before, False)], before)
+    stage.answer = Served(listening=True, leaf=leaf_of(theirs.certificate))
+    with pytest.raises(AgentNotReady, match="others changed the agent's files"):
+        stage.install(stage.generation())
+    assert (stage.leaf, stage.state, stage.told[-1]) == (leaf_of(theirs.certificate), "settled", ("start again",))
+
+
+def test_others_break_the_link_meanwhile(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there can't be loaded, so that the agent would be down with it: what was there before comes back."""
+    real, before = transaction._turn, stage.leaf
+    stage.host.make_file("/etc/opt/omi/ssl/theirs.pem", stage.host.new_pair()[0])
+
+    def turn(site: Site, agent: agents.Agent, which: str) -> bool:
+        done = real(site, agent, which)
+        if which == "target":
+            stage.host.relink("theirs.pem")
+        return done
+
+    monkeypatch.setattr(transaction, "_turn", turn)
+    stage.fails = AgentNotReady("it died")
+    with pytest.raises(RolledBack, match="it died"):
+        stage.install(stage.generation())
+    assert stage.leaf == before
 
 
 def test_the_copy_of_before_is_gone(stage: Stage) -> None:
