@@ -13,7 +13,7 @@ from scx_enroll import access, service, systemd, unit
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
 from scx_enroll.agent import Agent
-from scx_enroll.errors import AgentNotReady, NeedsPerson
+from scx_enroll.errors import AgentNotReady, NotServed
 from scx_enroll.places import leaf_of
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Store
@@ -38,10 +38,6 @@ class Site:
 
 class Truce(AgentNotReady):
     """The restart budget is spent; the installation stays as it is, for a later run to go on."""
-
-
-class NotServed(NeedsPerson):
-    """The agent was restarted, and does not serve what its files hold."""
 
 
 def refuse_held(site: Site, then: str = "run") -> None:
@@ -99,7 +95,7 @@ def start_again(site: Site, agent: Agent) -> None:
     if not site.store.journal.restarting or not site.root.live or agents.packager(site.root):
         return
     data, listed = agents.read_pair(site.root, agent).certificate, agent.port in agent.ports
-    needed = 1 if site.store.journal.installation.state == "settled" else 2  # the last one is for the way back
+    needed = 2 if site.store.journal.installation.state == "installing" else 1  # the last one is for the way back
 
     def is_up() -> bool:
         return service.probe(agent.port).listening if listed else agents.process(site.root, agent) == "running"
@@ -263,11 +259,12 @@ def _reload(site: Site, agent: Agent, leaf: str, seen: service.Served, *, reserv
     _spend(site, leaf, reserve)
     said = _call(site, agent.server, "-r")
     brief = replace(site.patience, listener_s=min(site.patience.listener_s, RELOAD_S), gone_s=min(site.patience.gone_s, GONE_S))
-    if service.await_leaf(agent.port, leaf, lambda: agents.process(site.root, agent), brief, site.waiting).leaf == leaf:
+    seen = service.await_leaf(agent.port, leaf, lambda: agents.process(site.root, agent), brief, site.waiting)
+    if seen.leaf == leaf:
         return True
     message = f"the agent did not take up {leaf[:16]} when it was told to read its certificate again ({said})"
     if not has_room(site, 1 + reserve):
-        raise AgentNotReady(message, f"see {agent.log}")
+        raise (AgentNotReady if seen.listening else NotServed)(message, f"see {agent.log}")
     site.noted(f"{message}, so it is restarted")
     return False
 
@@ -291,7 +288,9 @@ def restart(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
     """Restart the agent, whose files are as they should be, and prove that it serves `leaf`. Raises AgentNotReady."""
     prove(site, agent, leaf, reserve=reserve)
     installed = site.store.journal.installed
-    site.store.update(proven=installed is not None and installed.leaf == leaf, untried=False, restarting="")
+    site.store.update(proven=False, restarting="")
+    if installed and installed.leaf == leaf:
+        site.store.proved()
 
 
 def make_key(site: Site, agent: Agent) -> Tuple[str, Optional[bytes]]:

@@ -151,7 +151,7 @@ class Run:
         if journal.restarting and view.seen.listening:
             self.site.store.update(restarting="")
         if journal.installed and not journal.proven and journal.installed.leaf == view.seen.served:
-            self.site.store.update(proven=True, untried=False)
+            self.site.store.proved()
         if any(held.leaf == view.seen.certificate and not held.mismatches for held in view.seen.held) and self.latch(view) != journal.latch:
             self.site.store.update(latch=self.latch(view))
 

@@ -43,6 +43,10 @@ class NeedsPerson(AgentNotReady):
     """No time mends it: an unattended run fails."""
 
 
+class NotServed(NeedsPerson):
+    """The agent does not serve what its files hold, though it was restarted; an unattended run fails when it is so again."""
+
+
 class Sealed(AgentNotReady):
     """This host is an image's, and nothing is done until its clone is another machine; an unattended run says so and succeeds."""
 

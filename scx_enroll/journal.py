@@ -64,6 +64,7 @@ class Place:
     mode: int = 0o444
     marker: bool = False  # the package's marker file stands beside it
     generation: str = ""  # the generation that it is a copy of, "" where it isn't ours
+    unserved: bool = False  # the agent was never seen serving it: no way back
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ class Journal:
     changes: Tuple[Change, ...] = ()  # the newest ones, oldest first
     fights: Tuple[Fight, ...] = ()
     newest: int = 0  # number of the newest generation, 0 where this was not written down yet
-    untried: bool = False  # `installed` was put there while the agent did not run, and was not seen served since
+    untried: bool = False  # `installed` was put there while the agent did not run, and was not seen served since: it may be undone
 
     def held(self, now: int) -> str:
         """Return why nothing may be changed now, "" where it may."""

@@ -146,8 +146,11 @@ def _process(root: Root, agent: Agent, journal: j.Journal, *, loadable: bool) ->
     return "died" if state == "stopped" and (journal.restarting or not loadable) and root.live else state
 
 
-def _blocked(problem: AgentNotReady) -> Observed:
-    return Observed(blocked=problem.message, blocked_hint=problem.hint, lasting=isinstance(problem, NeedsPerson))
+def _blocked(root: Root, layout: str, problem: AgentNotReady) -> Observed:
+    live = False
+    with suppress(AgentNotReady):  # one that does not list SCOM's port can be started
+        live = root.live and bool(agents.find(root, layout, None))
+    return Observed(blocked=problem.message, blocked_hint=problem.hint, lasting=isinstance(problem, NeedsPerson), live=live)
 
 
 def _note_lost_keys(held: Dict[str, Held]) -> None:
@@ -165,7 +168,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         spki = request.spki_of(request.load_key(pair.key)) if pair.key is not None else ""
         access.demand_two(root, agent)
     except AgentNotReady as problem:
-        return View(_blocked(problem), policy_of(config, ""), None)
+        return View(_blocked(root, config.agent.layout, problem), policy_of(config, ""), None)
     certificates = certificates_of(pair.certificate)
     installed = _facts(certificates)
     fqdn = naming.host_fqdn(root, config, store.journal, installed)

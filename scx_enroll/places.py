@@ -122,14 +122,17 @@ def check_way_back(root: Root, store: Store, agent: Agent, place: j.Place) -> No
         )
 
 
-def way_back(root: Root, store: Store, agent: Agent, place: j.Place) -> j.Place:
-    """Return what to put back in place of `place` where the agent has never served that, or can't load it: what was there before it."""
-    known, before, data = store.journal, store.journal.before, data_of(store, place)
-    never = known.untried and known.installed is not None and place.leaf == known.installed.leaf
-    if before is None or (not never and data is not None and service.fits(root, agent.key, data)):
-        return place
-    target = known.installation.target
-    with suppress(AgentNotReady):
-        check_way_back(root, store, agent, before)
-        return place if target and target.leaf == before.leaf else before  # what was just refused is no way back either
-    return place
+def way_back(root: Root, store: Store, key: str, place: j.Place, target: str) -> j.Place:
+    """Return what to put back for the leaf `target`: `place`, or where the agent can't load that or never served it, what it can.
+
+    `key`: the path of the key that it is for. What can't be read is no way back.
+    """
+
+    def leads_back(one: Optional[j.Place]) -> bool:
+        with suppress(HostError):
+            data = data_of(store, one) if one and not one.unserved and one.leaf != target else None
+            return data is not None and service.fits(root, key, data)
+        return False
+
+    known = store.journal
+    return next((one for one in (place, known.installed, known.before, known.original) if one and leads_back(one)), place)

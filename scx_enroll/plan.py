@@ -212,7 +212,8 @@ def rest(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: 
     """
     step = decide(seen, policy, journal, budget, now)
     times = [*(s.at for s in budget.submissions), *budget.restarts]
-    if journal.restarting or step.action not in WAITING or step.row == "L3" or any(at > now for at in times):
+    owed = journal.restarting and seen.live and not journal.held(now)
+    if owed or step.action not in WAITING or step.row == "L3" or any(at > now for at in times):
         return None
     moments = [now + REST_S, step.until, runs_out_at(seen.held), journal.request.next]
     moments += [moment for held in seen.held for moment in (held.not_before, held.not_after, held.obtained)]

@@ -79,7 +79,7 @@ def settle(site: Site, config: str, *, seals: bool = False) -> Tuple[Step, ...]:
     if agent:
         note(site, agent, strangers)
     told = (j.Change(site.clock(), "cloned", step.reason, ("its state was set aside",)),)
-    owed = ANY if journal.restarting else ""  # an agent that we stopped is started, whosever the state was
+    owed = ANY if journal.restarting and not journal.sealed else ""  # an agent that we stopped is started, whosever the state was
     path = site.store.set_aside(_fresh(journal, identity=replace(seen, since=0), strangers=strangers, changes=told, restarting=owed))
     return (replace(step, reason=f"what was known here is in {path} now"),)
 

@@ -210,6 +210,11 @@ class Store:
         """Save the journal with some fields changed."""
         self.save_journal(replace(self.journal, **changes))
 
+    def proved(self) -> None:
+        """Note that what is installed was seen served."""
+        installed = self.journal.installed
+        self.update(proven=True, untried=False, installed=installed and replace(installed, unserved=False))
+
     def request(self, event: str, **changes: Any) -> None:
         """Move the request machine; `none` forgets everything about the request."""
         state = j.step(j.REQUEST, self.journal.request.state, event)

@@ -60,12 +60,15 @@ def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: 
     previous, served = place_of(site.root, agent, pair), service.probe(agent.port).leaf if running else ""
     if running and served != target.leaf:
         sound = pair.certificate is not None and service.fits(site.root, agent.key, pair.certificate)
-        within_budget(site, 2 if sound or _leads_further(site, agent, previous) else 1)  # one to go forward, one for the way back, if any
+        further = way_back(site.root, site.store, agent.key, previous, target.leaf) != previous
+        within_budget(site, 2 if sound or further else 1)  # one to go forward, one for the way back, where there is one
     if pair.certificate is not None and data_of(site.store, previous) != pair.certificate:  # a copy of ours may outlive its generation
         previous = replace(previous, saved=site.store.save_original(pair.certificate, previous.sha256))
+    known = site.store.journal.installed
+    if known and known.leaf == previous.leaf and served != previous.leaf:
+        previous = replace(previous, unserved=known.unserved)
     site.store.installation(
-        "install", also={"untried": site.store.journal.untried and served != previous.leaf},
-        layout=agent.layout, port=agent.port, certificate=agent.certificate,
+        "install", layout=agent.layout, port=agent.port, certificate=agent.certificate,
         target=target, previous=previous, running=running, inputs=inputs, hold=hold, pid=0,
         **(_new_key(site, agent, pair, key) if key else {}),
     )
@@ -110,11 +113,11 @@ def _finish(site: Site, agent: Agent) -> None:
     if site.store.journal.installation.state == "installing":
         try:
             _forward(site, agent)
-        except Truce as spent:
+        except Truce:
             seen = comes_up(site, agent, _place(site.store.journal.installation, "target").leaf)
             if seen.listening or not _is_there(site, agent, "target"):
                 raise
-            _fail(site, agent, spent.message)  # a killed run left it down: the last restart is for the way back
+            _fail(site, agent, "a run that was killed left the agent down with it")  # and the last restart is for the way back
         except AgentNotReady as cause:
             if site.store.journal.installation.state == "settled" or isinstance(cause, pairs.Disturbed):
                 raise
@@ -138,13 +141,15 @@ def _leave_to_others(site: Site, agent: Agent, role: str) -> None:
         raise pairs.Disturbed(*pairs.DISTURBED)
 
 
-def _leads_further(site: Site, agent: Agent, previous: j.Place) -> bool:
-    return way_back(site.root, site.store, agent, previous) != previous
+def _way_back(site: Site, agent: Agent) -> j.Place:
+    """Return what to put back where the open installation fails."""
+    entry = site.store.journal.installation
+    key = site.store.key_path(entry.key_previous.spki, old=True) if entry.key_previous else agent.key
+    return way_back(site.root, site.store, key, _place(entry, "previous"), _place(entry, "target").leaf)
 
 
 def _fail(site: Site, agent: Agent, why: str) -> None:
-    previous = _place(site.store.journal.installation, "previous")
-    site.store.installation("failed", why=why, previous=way_back(site.root, site.store, agent, previous))
+    site.store.installation("failed", why=why, previous=_way_back(site, agent))
 
 
 def _agent(site: Site, entry: j.Installation) -> Agent:
@@ -302,7 +307,7 @@ def _forward(site: Site, agent: Agent) -> None:
     if proven:
         if entry.key and not _is_there(site, agent, "target"):
             raise pairs.Disturbed(*pairs.DISTURBED)  # a restart would end an agent that still serves what it has read
-        back = _fits(site, agent, "previous") or _leads_further(site, agent, _place(entry, "previous"))
+        back = _fits(site, agent, "previous") or _way_back(site, agent) != entry.previous
         prove(site, agent, target.leaf, reserve=int(back))
     _straighten(site, agent, "target")
     _settle(site, agent, "proved" if proven else "left_unproven", installed=_current(site, agent), proven=proven)
@@ -324,16 +329,17 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
         aside = tuple(filter(None, dict.fromkeys((before.generation, *newer))))
         skips = (_skip(site, one, entry.inputs, "changed", 0, f"generation {one} was {hold}") for one in aside)
         skipped = (*(skip for skip in skipped if skip.generation not in aside), *skips)
-    known, earlier = journal.installed, journal.untried and journal.before  # what nothing served is no way back
+    known = journal.installed
+    tried = any(one and one.leaf == installed.leaf and not one.unserved for one in (known, journal.before, journal.original, before))
     site.store.beside.sweep(agent.certificate, (installed.text,))  # before the end is recorded, or a crash would leave copies behind
     site.store.installation(
         event,
         also={
-            "installed": installed,
+            "installed": replace(installed, unserved=event == "left_unproven" and not tried),
             "proven": proven,
             "untried": event == "left_unproven" and not entry.key and not (journal.proven and known and known.leaf == installed.leaf),
             "restarting": "" if proven else journal.restarting,
-            "before": earlier if earlier and earlier.leaf != installed.leaf else before if forward else journal.before,
+            "before": way_back(site.root, site.store, agent.key, before, installed.leaf) if forward else journal.before,
             "original": journal.original or before,
             "seen": signature(agents.read_pair(site.root, agent)),
             "skipped": skipped,

@@ -5,15 +5,15 @@ from typing import Any, Dict, Optional
 
 from scx_enroll import activate, places, service, transaction
 from scx_enroll import journal as j
-from scx_enroll.activate import NotServed, Site
+from scx_enroll.activate import Site
 from scx_enroll.agent import Agent
-from scx_enroll.errors import AgentNotReady, HostError
+from scx_enroll.errors import AgentNotReady, HostError, NotServed
 
 
 def _way_back(site: Site, agent: Agent) -> Optional[j.Place]:
     """Return what such an installation can be undone to, None where it was proven, is not in place, or can't be undone."""
     known = site.store.journal
-    if known.untried and known.before and known.installed:
+    if known.untried and known.before and not known.before.unserved and known.installed:
         with suppress(AgentNotReady, HostError):
             places.check_way_back(site.root, site.store, agent, known.before)
             return known.before if places.stands(site.root, agent.certificate, known.installed) else None
@@ -28,15 +28,15 @@ def restart(site: Site, agent: Agent, leaf: str, inputs: str) -> None:
     """
     activate.leave_packagers_alone(site)
     service.check_tool(site.root, agent.scxadmin)
-    back = _way_back(site, agent)
+    back, installed, spare = _way_back(site, agent), site.store.journal.installed, activate.has_room(site, 2)
     try:
-        if back and not activate.has_room(site, 2):
+        if back and installed and installed.unserved and not spare and service.probe(agent.port).leaf != leaf:
             raise NotServed(f"the last restart in the budget is not for {leaf[:16]}, which the agent has never served")
-        activate.restart(site, agent, leaf, reserve=int(back is not None))
+        activate.restart(site, agent, leaf, reserve=int(back is not None and spare))
     except NotServed as cause:
         if back is None:
             raise
         facts: Dict[str, Any] = {"layout": agent.layout, "port": agent.port, "certificate": agent.certificate, "inputs": inputs}
-        site.store.installation("install", **facts, target=site.store.journal.installed, previous=back, running=True, hold="", pid=0)
+        site.store.installation("install", **facts, target=installed, previous=back, running=True, hold="", pid=0)
         site.store.installation("failed", why=cause.message)
         transaction.proceed(site)

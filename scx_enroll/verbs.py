@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, Protocol, Sequence
 
-from scx_enroll.errors import Busy, ConfigError, EnrollError, HostError, NeedsPerson, Sealed, Unconfigured, UsageError
+from scx_enroll.errors import Busy, ConfigError, EnrollError, HostError, NeedsPerson, NotServed, Sealed, Unconfigured, UsageError
 from scx_enroll.idle import say
 
 MAX_ARGUMENT_BYTES = 1 << 20  # a certificate with its chain has some kB
@@ -157,9 +157,10 @@ class Call:
     def _failed(self, error: EnrollError, *, timed: bool) -> None:
         from scx_enroll import unattended
 
-        self.given["late"] = self.quiet and self._is_late(error)
+        told = unattended.is_told(self.root, error.message)
+        self.given["late"] = self.quiet and self._is_late(error, told=told)
         if not isinstance(error, Busy):  # the other run tells
-            self.given["told"] = unattended.is_told(self.root, error.message)
+            self.given["told"] = told
             self._publish({**self.report.error_document(error), "time": self.tools.clock()})
         if isinstance(error, (Unconfigured, Sealed)):
             self._leave_premises(error)
@@ -185,12 +186,12 @@ class Call:
                 if self.given[first] not in (None, False) and self.flag(option):
                     raise UsageError(f"--{first.replace('_', '-')} does not go with --{option.replace('_', '-')}", "leave one of them out")
 
-    def _is_late(self, error: EnrollError) -> bool:
+    def _is_late(self, error: EnrollError, *, told: bool) -> bool:
         """Say whether a failure that is only waited for needs a person, since what is held runs out."""
         from scx_enroll.pace import needs_a_person
 
         if isinstance(error, NeedsPerson):
-            return True
+            return told or not isinstance(error, NotServed)
         try:
             held = self.enroll.inspect(self.root, self.options, self.tools).view.seen.held
         except EnrollError:

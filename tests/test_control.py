@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-from scx_enroll import activate, aside, cli, enroll, idle, observe, premises, report, service, systemd, transaction, unit
+from scx_enroll import activate, aside, cli, enroll, idle, observe, premises, report, sealing, service, systemd, transaction, unit
 from scx_enroll import agent as agents
 from scx_enroll.beside import Beside
 from scx_enroll.enroll import Options
@@ -226,6 +226,20 @@ def test_an_agent_that_we_left_down_is_forgotten_with_a_state_that_is_set_aside(
     ended = scene.run(hasty=True)
     assert ended.rows[:2] == ("L0", "L9"), ended
     assert scene.host.pid != 0
+
+
+def test_an_agent_that_was_stopped_in_an_image_is_started_in_its_clone(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made the image of a sealed host decided that."""
+    scene.run()
+    scene.offset_s = 3700
+    scene.host.kill()
+    killed_in_its_restart(scene, monkeypatch)
+    scene.host.stop()
+    enroll.seal(scene.root(), Options(), scene.tools(), lambda site: sealing.seal(site, "", delete_key=False))
+    scene.host.make_file("/etc/hostname", "host9\n")
+    scene.host.make_file("/etc/machine-id", "0123456789abcdef" * 2 + "\n")
+    scene.run(hasty=True)
+    assert scene.host.pid == 0
 
 
 def test_a_start_that_fails_is_told_as_one_that_worked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

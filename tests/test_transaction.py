@@ -12,8 +12,8 @@ from typing import Any, Callable, Iterator, List, Optional, Tuple
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from scx_enroll import activate, pairs, request, service, transaction, verify
 from scx_enroll import agent as agents
-from scx_enroll import pairs, request, service, transaction, verify
 from scx_enroll.activate import Site, Truce
 from scx_enroll.beside import Beside
 from scx_enroll.errors import AgentNotReady, HostError, RollbackFailed, RolledBack
@@ -828,6 +828,19 @@ def test_what_nothing_has_served_is_no_way_back(stage: Stage) -> None:
     assert before.leaf == own
 
 
+def test_another_certificate_than_the_one_installed_is_proved(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That says nothing of the one that was installed while the agent was stopped."""
+    stage.install(stage.generation(), running=False)
+    monkeypatch.setattr(activate, "prove", lambda *_, **__: None)
+    activate.restart(stage.site, stage.agent, "ab" * 32, reserve=0)
+    known = stage.store.journal
+    assert (known.proven, known.untried, known.installed and known.installed.unserved) == (False, True, True)
+    assert known.installed
+    activate.restart(stage.site, stage.agent, known.installed.leaf, reserve=0)
+    known = stage.store.journal
+    assert (known.proven, known.untried, known.installed and known.installed.unserved) == (True, False, False)
+
+
 def test_an_operator_goes_back_from_what_was_not_tried(stage: Stage) -> None:
     """A second rollback is the way forward."""
     new = stage.generation()
@@ -884,7 +897,7 @@ def test_the_budget_is_spent_when_a_killed_installation_is_gone_on_with(stage: S
     stage.fails, stage.up = Truce("spent"), what == "up"
     if "others" in what:
         stage.then = stage.host.move_link_back
-    with pytest.raises(RolledBack if what == "down" else Truce, match="spent"):
+    with pytest.raises(RolledBack if what == "down" else Truce, match="a run that was killed left" if what == "down" else "spent"):
         stage.proceed()
     assert stage.state == ("settled" if what == "down" else "installing")
     assert stage.leaf == (leaf_of(new.certificate) if what == "up" else before)
