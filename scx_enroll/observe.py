@@ -147,10 +147,10 @@ def _process(root: Root, agent: Agent, journal: j.Journal, *, loadable: bool) ->
 
 
 def _blocked(root: Root, layout: str, problem: AgentNotReady) -> Observed:
-    live = False
+    process = "stopped"
     with suppress(AgentNotReady):  # one that does not list SCOM's port can be started
-        live = root.live and bool(agents.find(root, layout, None))
-    return Observed(blocked=problem.message, blocked_hint=problem.hint, lasting=isinstance(problem, NeedsPerson), live=live)
+        process = agents.process(root, agents.find(root, layout, None))
+    return Observed(blocked=problem.message, blocked_hint=problem.hint, lasting=isinstance(problem, NeedsPerson), process=process)
 
 
 def _note_lost_keys(held: Dict[str, Held]) -> None:

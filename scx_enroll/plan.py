@@ -212,7 +212,7 @@ def rest(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: 
     """
     step = decide(seen, policy, journal, budget, now)
     times = [*(s.at for s in budget.submissions), *budget.restarts]
-    owed = journal.restarting and seen.live and not journal.held(now)
+    owed = journal.restarting and seen.running and not journal.held(now)
     if owed or step.action not in WAITING or step.row == "L3" or any(at > now for at in times):
         return None
     moments = [now + REST_S, step.until, runs_out_at(seen.held), journal.request.next]
