@@ -169,7 +169,8 @@ def _not_listening(case: Case) -> Optional[Step]:
     ours = best is not None or bool(case.journal.restarting)  # an agent that we stopped, or whose pair was mended, goes on with what it has
     if not ours or seen.listening or not seen.running or not seen.loadable:
         return None
-    return _fought_over(case, within_restarts(case, Step("L9", "restart", "nothing listens on the agent's port"), 1))
+    step = _fought_over(case, within_restarts(case, Step("L9", "restart", "nothing listens on the agent's port"), 1))
+    return replace(step, retry=PERSON) if step.until and step.until > case.now + HOUR_S else step  # it was started in vain all day
 
 
 Row = Callable[[Case], Optional[Step]]

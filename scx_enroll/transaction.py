@@ -335,7 +335,7 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
     site.store.installation(
         event,
         also={
-            "installed": replace(installed, unserved=event == "left_unproven" and not tried),
+            "installed": replace(installed, unserved=event in ("left_unproven", "kept") and not tried),
             "proven": proven,
             "untried": event == "left_unproven" and not entry.key and not (journal.proven and known and known.leaf == installed.leaf),
             "restarting": "" if proven else journal.restarting,

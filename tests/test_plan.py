@@ -359,6 +359,7 @@ def test_nothing_listens(process):
     seen = replace(GOOD, listening=False, served="", process=process)
     assert told(at(seen)) == ("L9", "restart", None, 0)
     assert told(at(seen, budget=restarts(6, 2 * HOUR_S))) == ("L9", "wait", NOW - 2 * HOUR_S + DAY_S, 4)
+    assert [at(seen, budget=spent).retry for spent in (restarts(6, 2 * HOUR_S), restarts(3, 60))] == [pace.PERSON, ""], "down for hours, or for minutes"
 
 
 def test_nothing_listens_and_nothing_is_held():

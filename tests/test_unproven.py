@@ -201,6 +201,17 @@ def test_a_pair_of_the_packages_came_between_two_of_ours(scene: Scene, running: 
     assert (ended.status, scene.served) == (9, own), ended
 
 
+def test_the_way_back_leads_to_what_was_kept_since_nothing_was_served(scene: Scene) -> None:
+    """The agent took nothing any more; mended, it takes what it served before, and refuses the next one of ours: that is the way back."""
+    served = scene.served
+    scene.host.refuse_new(b"none")
+    assert scene.run().status == 10
+    scene.host.knobs(serve_only=[served])
+    scene.offset_s = HOUR_S + 1
+    ended = install_another(scene)
+    assert (ended.status, scene.served) == (9, served), ended
+
+
 @pytest.mark.parametrize(("fails", "recorded"), [(0, True), (2, True), (2, False)])
 def test_an_operator_went_back_from_what_was_never_served(scene: Scene, fails: int, recorded: bool) -> None:
     """It is no way back, however the certificate fares that was served for long; the last restart is for that."""
