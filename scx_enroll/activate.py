@@ -13,7 +13,7 @@ from scx_enroll import access, service, systemd, unit
 from scx_enroll import agent as agents
 from scx_enroll import journal as j
 from scx_enroll.agent import Agent
-from scx_enroll.errors import AgentNotReady, NotServed
+from scx_enroll.errors import AgentNotReady, NeedsPerson, NotServed
 from scx_enroll.places import leaf_of
 from scx_enroll.rootfs import Root
 from scx_enroll.store import Store
@@ -211,7 +211,7 @@ def _bring_up(site: Site, agent: Agent, leaf: str, *, reserve: int) -> Tuple[ser
         if not has_room(site, 1 + reserve):
             end = f"{agent.server} -s"
             message = f"{agents.SERVER}, process {before[0]}, goes on through a restart ({end} ends it)"
-            raise AgentNotReady(message, _by_hand(agent, before[0], end))
+            raise NeedsPerson(message, _by_hand(agent, before[0], end))
         return _replace(site, agent, leaf, before[0], reserve)
     # A slow stop makes the agent's own restart end with nothing running; one that died on the pair left a pid file of its own.
     died_of_it = agent.pid_file and process != "stopped" and not same
@@ -229,7 +229,7 @@ def _replace(site: Site, agent: Agent, leaf: str, pid: int, reserve: int) -> Tup
     """End a server that no restart reaches, wait until it is gone, and start the service; one start in the budget."""
     if not unit.is_server(pid):
         hint = f"see what that is (ps -fp {pid}), and who listens on port {agent.port} (ss -ltnp); remove the file where it is a leftover"
-        raise AgentNotReady(f"a restart changed nothing: {agent.pid_file} names process {pid}, which is not {agents.SERVER}", hint)
+        raise NeedsPerson(f"a restart changed nothing: {agent.pid_file} names process {pid}, which is not {agents.SERVER}", hint)
     for tool in (agent.server, agent.scxadmin):
         service.check_tool(site.root, tool)
     _spend(site, leaf, reserve)
@@ -238,7 +238,7 @@ def _replace(site: Site, agent: Agent, leaf: str, pid: int, reserve: int) -> Tup
     end = time.monotonic() + site.patience.listener_s
     while _instance(site, agent) == before and agents.process(site.root, agent) == "running":
         if time.monotonic() >= end:
-            raise AgentNotReady(f"{agents.SERVER}, process {pid}, does not end ({said})", _by_hand(agent, pid, f"kill {pid}"))
+            raise NeedsPerson(f"{agents.SERVER}, process {pid}, does not end ({said})", _by_hand(agent, pid, f"kill {pid}"))
         site.waiting(f"waiting for process {pid} to end")
         time.sleep(site.patience.poll_s)
     if systemd.manages(site.root.path):
@@ -264,7 +264,7 @@ def _reload(site: Site, agent: Agent, leaf: str, seen: service.Served, *, reserv
         return True
     message = f"the agent did not take up {leaf[:16]} when it was told to read its certificate again ({said})"
     if not has_room(site, 1 + reserve):
-        raise (AgentNotReady if seen.listening else NotServed)(message, f"see {agent.log}")
+        raise (Truce if seen.listening else NotServed)(message, f"see {agent.log}")
     site.noted(f"{message}, so it is restarted")
     return False
 
@@ -288,9 +288,10 @@ def restart(site: Site, agent: Agent, leaf: str, *, reserve: int) -> None:
     """Restart the agent, whose files are as they should be, and prove that it serves `leaf`. Raises AgentNotReady."""
     prove(site, agent, leaf, reserve=reserve)
     installed = site.store.journal.installed
-    site.store.update(proven=False, restarting="")
     if installed and installed.leaf == leaf:
-        site.store.proved()
+        site.store.proved(restarting="")
+    else:
+        site.store.update(proven=False, restarting="")
 
 
 def make_key(site: Site, agent: Agent) -> Tuple[str, Optional[bytes]]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Optional, Tuple, Union
 
 from scx_enroll.journal import RESTARTS_PER_DAY, RESTARTS_PER_HOUR, Backoff, Budget, Fight, Identity, Journal, Skip
-from scx_enroll.pace import Held, Policy, due, expiry, until_of
+from scx_enroll.pace import PERSON, Held, Policy, due, expiry, until_of
 
 NOBODY = Identity()
 GUARDED = ("changed", "key")  # not tried again because a command is repeated: accounts lock
@@ -179,4 +179,6 @@ def within_budget(case: Case, step: Step, needed: int) -> Step:
         return step
     spent = f"the restart budget ({RESTARTS_PER_HOUR} an hour, {RESTARTS_PER_DAY} a day) has no room for {NEEDS[needed]}"
     reason = f"{step.reason}, but {spent}"
-    return Step(step.row, "wait", reason, until=until, status=4, hint=RESTARTS_AGAIN if case.once else RESTARTS_HINT)
+    vain = not case.seen.listening and len(case.budget.restarts) + needed > RESTARTS_PER_DAY  # it was started in vain all day
+    hint = RESTARTS_AGAIN if case.once else RESTARTS_HINT
+    return Step(step.row, "wait", reason, until=until, status=4, hint=hint, retry=PERSON if vain else "")

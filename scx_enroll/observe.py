@@ -146,10 +146,10 @@ def _process(root: Root, agent: Agent, journal: j.Journal, *, loadable: bool) ->
     return "died" if state == "stopped" and (journal.restarting or not loadable) and root.live else state
 
 
-def _blocked(root: Root, layout: str, problem: AgentNotReady) -> Observed:
+def _blocked(root: Root, layout: str, journal: j.Journal, problem: AgentNotReady) -> Observed:
     process = "stopped"
     with suppress(AgentNotReady):  # one that does not list SCOM's port can be started
-        process = agents.process(root, agents.find(root, layout, None))
+        process = _process(root, agents.find(root, layout, None), journal, loadable=True)
     return Observed(blocked=problem.message, blocked_hint=problem.hint, lasting=isinstance(problem, NeedsPerson), process=process)
 
 
@@ -168,7 +168,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         spki = request.spki_of(request.load_key(pair.key)) if pair.key is not None else ""
         access.demand_two(root, agent)
     except AgentNotReady as problem:
-        return View(_blocked(root, config.agent.layout, problem), policy_of(config, ""), None)
+        return View(_blocked(root, config.agent.layout, store.journal, problem), policy_of(config, ""), None)
     certificates = certificates_of(pair.certificate)
     installed = _facts(certificates)
     fqdn = naming.host_fqdn(root, config, store.journal, installed)

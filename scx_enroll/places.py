@@ -3,6 +3,7 @@
 import hashlib
 import os
 from contextlib import suppress
+from dataclasses import replace
 from typing import Optional, Tuple
 
 from scx_enroll import journal as j
@@ -122,17 +123,26 @@ def check_way_back(root: Root, store: Store, agent: Agent, place: j.Place) -> No
         )
 
 
+def judged(store: Store, place: j.Place, served: str) -> j.Place:
+    """Return what stands there, marked where the agent serves another certificate that we know, or was never seen serving this one."""
+    known = [one for one in (store.journal.installed, store.journal.before, store.journal.original) if one]
+    unserved = any(one.leaf == served or (one.leaf == place.leaf and one.unserved) for one in known)
+    return replace(place, unserved=served != place.leaf and unserved)
+
+
 def way_back(root: Root, store: Store, key: str, place: j.Place, target: str) -> j.Place:
     """Return what to put back for the leaf `target`: `place`, or where the agent can't load that or never served it, what it can.
 
-    `key`: the path of the key that it is for. What can't be read is no way back.
+    `key`: the path of the key that it is for. What can't be read is no way back; and a target that was served before needs none
+    that leads further than to what stood there.
     """
+    known = (store.journal.installed, store.journal.before, store.journal.original)
 
-    def leads_back(one: Optional[j.Place]) -> bool:
+    def leads_back(one: j.Place) -> bool:
         with suppress(HostError):
-            data = data_of(store, one) if one and not one.unserved and one.leaf != target else None
+            data = None if one.unserved or one.leaf == target else data_of(store, one)
             return data is not None and service.fits(root, key, data)
         return False
 
-    known = store.journal
-    return next((one for one in (place, known.installed, known.before, known.original) if one and leads_back(one)), place)
+    served = any(one and one.leaf == target and not one.unserved for one in known)
+    return place if served else next((one for one in (place, *known) if one and leads_back(one)), place)

@@ -169,8 +169,7 @@ def _not_listening(case: Case) -> Optional[Step]:
     ours = best is not None or bool(case.journal.restarting)  # an agent that we stopped, or whose pair was mended, goes on with what it has
     if not ours or seen.listening or not seen.running or not seen.loadable:
         return None
-    step = _fought_over(case, within_restarts(case, Step("L9", "restart", "nothing listens on the agent's port"), 1))
-    return replace(step, retry=PERSON) if step.until and step.until > case.now + HOUR_S else step  # it was started in vain all day
+    return _fought_over(case, within_restarts(case, Step("L9", "restart", "nothing listens on the agent's port"), 1))
 
 
 Row = Callable[[Case], Optional[Step]]
@@ -213,8 +212,8 @@ def rest(seen: Observed, policy: Policy, journal: Journal, budget: Budget, now: 
     """
     step = decide(seen, policy, journal, budget, now)
     times = [*(s.at for s in budget.submissions), *budget.restarts]
-    owed = journal.restarting and seen.running and not journal.held(now)
-    if owed or step.action not in WAITING or step.row == "L3" or any(at > now for at in times):
+    startable = seen.running and (seen.blocked or (seen.loadable and not seen.locked)) and not journal.held(now)
+    if (journal.restarting and startable) or step.action not in WAITING or step.row == "L3" or any(at > now for at in times):
         return None
     moments = [now + REST_S, step.until, runs_out_at(seen.held), journal.request.next]
     moments += [moment for held in seen.held for moment in (held.not_before, held.not_after, held.obtained)]

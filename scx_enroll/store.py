@@ -210,10 +210,10 @@ class Store:
         """Save the journal with some fields changed."""
         self.save_journal(replace(self.journal, **changes))
 
-    def proved(self) -> None:
+    def proved(self, **changes: Any) -> None:
         """Note that what is installed was seen served."""
         installed = self.journal.installed
-        self.update(proven=True, untried=False, installed=installed and replace(installed, unserved=False))
+        self.update(proven=True, untried=False, installed=installed and replace(installed, unserved=False), **changes)
 
     def request(self, event: str, **changes: Any) -> None:
         """Move the request machine; `none` forgets everything about the request."""

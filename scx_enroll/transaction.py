@@ -15,8 +15,8 @@ from scx_enroll import journal as j
 from scx_enroll import pairs, service
 from scx_enroll.activate import Site, Truce, come_back, comes_up, leave_packagers_alone, prove, start_again, within_budget
 from scx_enroll.agent import Agent, Pair
-from scx_enroll.errors import AgentNotReady, EnrollError, HostError, RollbackFailed, RolledBack
-from scx_enroll.places import COPY_MODE, data_of, holds, leaf_of, place_of, reached, signature, sound_copy, stands, way_back
+from scx_enroll.errors import AgentNotReady, EnrollError, HostError, NeedsPerson, RollbackFailed, RolledBack
+from scx_enroll.places import COPY_MODE, data_of, holds, judged, leaf_of, place_of, reached, signature, sound_copy, stands, way_back
 from scx_enroll.request import load_key, spki_of
 from scx_enroll.store import Generation
 
@@ -61,15 +61,12 @@ def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: 
     if running and served != target.leaf:
         sound = pair.certificate is not None and service.fits(site.root, agent.key, pair.certificate)
         further = way_back(site.root, site.store, agent.key, previous, target.leaf) != previous
-        within_budget(site, 2 if sound or further else 1)  # one to go forward, one for the way back, where there is one
+        within_budget(site, 2 if sound or (further and served) else 1)  # one to go forward, one for the way back, where there is one
     if pair.certificate is not None and data_of(site.store, previous) != pair.certificate:  # a copy of ours may outlive its generation
         previous = replace(previous, saved=site.store.save_original(pair.certificate, previous.sha256))
-    known = site.store.journal.installed
-    if known and known.leaf == previous.leaf and served != previous.leaf:
-        previous = replace(previous, unserved=known.unserved)
     site.store.installation(
         "install", layout=agent.layout, port=agent.port, certificate=agent.certificate,
-        target=target, previous=previous, running=running, inputs=inputs, hold=hold, pid=0,
+        target=target, previous=judged(site.store, previous, served), running=running, inputs=inputs, hold=hold, pid=0,
         **(_new_key(site, agent, pair, key) if key else {}),
     )
     proceed(site)
@@ -117,7 +114,7 @@ def _finish(site: Site, agent: Agent) -> None:
             seen = comes_up(site, agent, _place(site.store.journal.installation, "target").leaf)
             if seen.listening or not _is_there(site, agent, "target"):
                 raise
-            _fail(site, agent, "a run that was killed left the agent down with it")  # and the last restart is for the way back
+            _fail(site, agent, "the agent is down with it, and the last restart in the budget is for what was there")
         except AgentNotReady as cause:
             if site.store.journal.installation.state == "settled" or isinstance(cause, pairs.Disturbed):
                 raise
@@ -131,7 +128,8 @@ def _finish(site: Site, agent: Agent) -> None:
         try:
             _backward(site, agent)
         except Truce as spent:
-            raise Truce(f"{site.store.journal.installation.why}; {spent.message}", spent.hint) from None
+            vain = len(site.store.budget.current(site.clock()).restarts) >= j.RESTARTS_PER_DAY
+            raise (NeedsPerson if vain else Truce)(f"{site.store.journal.installation.why}; {spent.message}", spent.hint) from None
 
 
 def _leave_to_others(site: Site, agent: Agent, role: str) -> None:
@@ -379,7 +377,8 @@ def _backward(site: Site, agent: Agent) -> None:
         others = tuple(s for s in site.store.journal.skipped if s.generation != skip.generation)[-MAX_SKIPS:]
         site.store.update(skipped=(*others, skip))
         _straighten(site, agent, "previous")
-        _settle(site, agent, "restored", installed=_current(site, agent), proven=entry.running and site.root.live)
+        back = replace(_current(site, agent), saved=previous.saved)
+        _settle(site, agent, "restored", installed=back, proven=entry.running and site.root.live)
         raise RolledBack(
             f"{message}; the agent serves {previous.leaf[:16] or 'nothing'} as before",
             f"see {agent.log}, mend the cause, then: scx-enroll run --now",

@@ -41,10 +41,10 @@ def look_again(status: int, until: Optional[int], now: int, *, others: bool = Fa
 
 
 def is_told(root: Root, message: str) -> bool:
-    """Say whether the last run left the very same failure for anybody to read."""
+    """Say whether the last run left the very same failure, or one that began like that, for anybody to read."""
     try:
         known = json.loads(root.aside().read(STATUS, MAX_STATE_BYTES, trusted=True))
-        return bool(known["error"] == message)
+        return bool(known["error"] == message or known["error"].startswith(f"{message}: "))
     except (OSError, HostError, ValueError, KeyError, TypeError, RecursionError):
         return False
 

@@ -157,7 +157,8 @@ class Call:
     def _failed(self, error: EnrollError, *, timed: bool) -> None:
         from scx_enroll import unattended
 
-        told = unattended.is_told(self.root, error.message)
+        # what a restart said differs from one to the next
+        told = unattended.is_told(self.root, error.message.partition(":")[0] if isinstance(error, NotServed) else error.message)
         self.given["late"] = self.quiet and self._is_late(error, told=told)
         if not isinstance(error, Busy):  # the other run tells
             self.given["told"] = told

@@ -1230,6 +1230,9 @@ def test_a_host_that_does_not_rest(seen):
     assert plan.rest(seen, POLICY, Journal(), Budget(), NOW) is None
     assert plan.rest(GOOD, POLICY, Journal(), restarts(1, age=-60), NOW) is None, "a clock was wrong"
     assert plan.rest(Observed(blocked="no port"), POLICY, Journal(restarting="any"), Budget(), NOW) is None, "an agent that we stopped is to be started"
+    down = replace(EMPTY, listening=False, served="", process="died", loadable=False)
+    ill = Journal(backoffs=tuple(backoff(ca) for ca in POLICY.cas), restarting="any")
+    assert plan.rest(down, POLICY, ill, Budget(), NOW), "nothing of it could be started"
 
 
 def test_until_ends_with_the_life_of_a_pending_request():

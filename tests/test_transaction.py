@@ -176,8 +176,9 @@ def test_the_last_restart_is_kept_for_the_way_back(stage: Stage, sound: bool, sp
         assert stage.told == [("prove", leaf_of(new.certificate), int(sound))]
 
 
-def test_the_last_restart_is_kept_for_a_way_back_that_leads_further(stage: Stage) -> None:
-    """Others broke what was installed while the agent was stopped: what it served before can be put back, and needs a restart for that."""
+def test_the_last_restart_is_kept_for_a_way_back_that_leads_further(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others broke what was installed while the agent was stopped: what it served before, and does, can be put back, and needs a restart for that."""
+    monkeypatch.setattr(service, "probe", lambda _port, served=stage.leaf: Served(listening=True, leaf=served))
     stage.install(stage.generation(), running=False)
     stage.host.make_file("/etc/opt/omi/ssl/x.pem", stage.host.new_pair()[0])
     stage.host.relink("x.pem")
@@ -897,7 +898,7 @@ def test_the_budget_is_spent_when_a_killed_installation_is_gone_on_with(stage: S
     stage.fails, stage.up = Truce("spent"), what == "up"
     if "others" in what:
         stage.then = stage.host.move_link_back
-    with pytest.raises(RolledBack if what == "down" else Truce, match="a run that was killed left" if what == "down" else "spent"):
+    with pytest.raises(RolledBack if what == "down" else Truce, match="the agent is down with it" if what == "down" else "spent"):
         stage.proceed()
     assert stage.state == ("settled" if what == "down" else "installing")
     assert stage.leaf == (leaf_of(new.certificate) if what == "up" else before)

@@ -73,6 +73,14 @@ def install_another(scene: Scene) -> Outcome:
     return scene.do(enroll.install, to_pem([leaf, *authority.chain()]), "another.pem")
 
 
+def unheard(scene: Scene) -> None:
+    """The agent's command to read its pair again does nothing, and says that it did."""
+    tool = Path(scene.host.path("/opt/omi/bin/omiserver"))
+    tool.rename(tool.with_name("real"))
+    tool.write_text('#!/bin/sh\n[ "$1" = -r ] || exec "${0%/*}/real" "$@"\n')
+    tool.chmod(0o755)
+
+
 def broken(scene: Scene) -> None:
     """Others have the name lead to a certificate that is for another key; the agent goes on with what it has read."""
     scene.host.make_file("/etc/opt/omi/ssl/x.pem", scene.host.new_pair()[0])
@@ -119,12 +127,12 @@ def test_the_way_back_leads_to_what_the_agent_never_served(scene: Scene, how: st
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_the_way_back_passes_over_what_others_had_served_meanwhile(scene: Scene, restart: bool) -> None:
-    """SCOM signed while ours waited for its proof: that is what stood there before the next one of ours."""
+    """SCOM signed while ours waited for its proof: that counts where it was taken up, else what the agent goes on to serve."""
     untried(scene)
     scene.host.accept_all()
     packagescripts.scom_sign(scene.host, restart=restart)
-    served = scene.installed
-    scene.host.refuse_new()
+    served = scene.served
+    scene.host.knobs(serve_only=[served])
     ended = install_another(scene)
     assert (ended.status, scene.served, scene.installed) == (9, served, served), ended
 
@@ -229,8 +237,7 @@ def test_an_operator_went_back_from_what_was_never_served(scene: Scene, fails: i
     spend(scene, 0 if fails else 2)
     scene.host.fail_starts(fails)
     ended = scene.run(hasty=True)
-    # what stood there first is a way back, and is refused, too
-    status = 0 if not fails else 10 if recorded else 4
+    status = 4 if fails else 0
     assert (ended.status, scene.installed, scene.served) == (status, good, "" if fails else good), ended
 
 
@@ -247,10 +254,7 @@ def test_a_reload_that_was_not_heard_undoes_a_certificate(scene: Scene) -> None:
     """The agent goes on with what it has read, so nothing was tried; there is no room for a restart with a way back."""
     served, installed = untried(scene, refuse=False), scene.installed
     scene.configure(activation="reload")
-    tool = Path(scene.host.path("/opt/omi/bin/omiserver"))
-    tool.rename(tool.with_name("real"))
-    tool.write_text('#!/bin/sh\n[ "$1" = -r ] || exec "${0%/*}/real" "$@"\n')
-    tool.chmod(0o755)
+    unheard(scene)
     spend(scene, 1)
     ended = scene.run(hasty=True)
     assert (ended.status, scene.served, scene.installed) == (4, served, installed), ended
@@ -282,6 +286,137 @@ def test_a_record_that_can_not_be_read_keeps_the_way_back_open(scene: Scene) -> 
         path.chmod(0o666)
     install_another(scene)
     assert journal(scene)["installation"]["state"] == "settled"
+
+
+def by_hand(scene: Scene, name: str) -> None:
+    """Others put a certificate of the CA for the agent's key in place."""
+    authority = scene.cas[0].authority
+    leaf = authority.issue(enroll.make_csr(scene.root(), Options(), scene.tools()))
+    scene.host.make_file(f"/etc/opt/omi/ssl/{name}", to_pem([leaf, *authority.chain()]))
+    scene.host.relink(name)
+
+
+@pytest.mark.parametrize("verb", ["run", "rollback"])
+def test_an_agent_that_is_down_waits_for_two_restarts(scene: Scene, verb: str) -> None:
+    """Others broke the name of what it served for long: one restart of the day is left, and is enough for that."""
+    assert scene.run().status == 0
+    good = scene.served
+    if verb == "rollback":
+        assert scene.run(renew=True).status == 0
+    scene.offset_s = 3 * HOUR_S
+    broken(scene)
+    scene.host.kill()
+    store = Store(scene.root())
+    store.load()
+    store.save_budget(replace(store.budget, restarts=(scene.tools().clock() - 2 * HOUR_S,) * 5))
+    ended = scene.run(hasty=True) if verb == "run" else scene.do(enroll.roll_back)
+    assert (ended.status, scene.served) == (0, good), ended
+
+
+@pytest.mark.parametrize("how", ["killed", "two starts fail"])
+def test_what_was_served_is_undone_over_a_broken_name(scene: Scene, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Months of service say more than a restart that failed: it stays, and is put aside for nothing."""
+    assert scene.run().status == 0
+    good = scene.served
+    broken(scene)
+    scene.host.kill()
+    spend(scene, 1 if how == "killed" else 0)
+    scene.host.fail_starts(1 if how == "killed" else 2)
+    if how == "killed":
+        killed(scene, monkeypatch, hasty=True)
+    ended = scene.run(hasty=True)
+    assert (scene.installed, journal(scene)["skipped"]) == (good, []), ended
+
+
+def test_an_adopted_one_is_a_way_back(scene: Scene) -> None:
+    """It is what the agent served last, though nothing of ours was ever put in place."""
+    by_hand(scene, "mine.pem")
+    scene.host.restart()
+    assert scene.run(hasty=True).rows == ("L7",)
+    served = scene.served
+    scene.host.knobs(serve_only=[served])
+    broken(scene)
+    scene.configure(alternative_names="other.lab.test")
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served) == (9, served), ended
+
+
+def test_what_a_rollback_restored_is_a_way_back(scene: Scene) -> None:
+    """The pair that an upgrade made is back, and others break its name before the next attempt."""
+    assert scene.run().status == 0
+    scene.host.omi_upgrade(restart=True)
+    scene.host.wait()
+    own = scene.served
+    scene.host.refuse_new()
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, scene.installed) == (9, own, own), ended
+    broken(scene)
+    scene.offset_s = 2 * HOUR_S
+    ended = scene.run(now=True, hasty=True)
+    assert (ended.status, scene.served) == (9, own), ended
+
+
+def test_what_the_agent_goes_on_to_serve_is_the_way_back(scene: Scene) -> None:
+    """Others left one that OpenSSL loads and the agent refuses, and restarted nothing."""
+    assert scene.run().status == 0
+    served = scene.served
+    scene.host.knobs(serve_only=[served])
+    by_hand(scene, "x.pem")
+    scene.configure(alternative_names="other.lab.test")
+    spend(scene, 0)
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served) == (9, served), ended
+
+
+@pytest.mark.parametrize("how", ["scxadmin", "budget"])
+def test_the_timer_forgets_what_failed_where_it_is_told_otherwise(scene: Scene, how: str) -> None:
+    """Each restart has a unit of its own, which the message names, and cites another command as the budget runs out: it is the same failure."""
+    assert scene.run().status == 0
+    scene.host.kill()
+    found = []
+    if how == "budget":
+        spend(scene, 0)
+        scene.host.fail_starts(10)
+    else:
+        scene.host.refuse_new(b"none")
+    for turn in range(2):
+        if how == "scxadmin":
+            scene.host.junk(f"(journalctl -u scx-enroll-control-{turn}.service)")
+        found.append(scene.command("run", "--unattended").returncode)
+    assert found == [0, 4]
+
+
+@pytest.mark.parametrize("how", ["rolling back", "not in place"])
+def test_the_timer_succeeds_where_the_agent_is_down_for_a_day(scene: Scene, how: str) -> None:
+    """Nothing listens, and the restarts of the day are spent: a person is needed."""
+    if how == "rolling back":
+        untried(scene)
+        store = Store(scene.root())
+        store.load()
+        facts: Dict[str, Any] = {"layout": "omi", "port": scene.host.port, "certificate": scene.host.certificate}
+        store.installation("install", **facts, target=store.journal.installed, previous=store.journal.before, running=True)
+        store.installation("failed", why="the agent does not serve 0123")
+    else:
+        assert scene.run().status == 0
+        broken(scene)
+    scene.host.kill()
+    spend(scene, 6)
+    assert [scene.command("run", "--unattended").returncode for _ in range(2)] == [4, 4]
+    assert scene.served == ""
+
+
+def test_a_reload_that_was_not_heard_undoes_an_installation(scene: Scene) -> None:
+    """Nothing was tried, and there is no room for a restart with a way back: it stays open, and nothing is put aside."""
+    assert scene.run().status == 0
+    good = scene.served
+    scene.configure(activation="reload")
+    unheard(scene)
+    spend(scene, 1)
+    ended = install_another(scene)
+    assert (ended.status, scene.served, journal(scene)["skipped"]) == (4, good, []), ended
+    scene.offset_s = HOUR_S + 1
+    assert scene.run(hasty=True).status == 0
+    assert scene.served == scene.installed != good
 
 
 @pytest.mark.parametrize("left", [1, 2])
@@ -462,7 +597,7 @@ def test_the_last_restart_is_kept_from_the_way_back_itself(scene: Scene, monkeyp
     assert scene.host.pid != 0
 
 
-@pytest.mark.parametrize("why", ["port not listed", "the agent is gone", "held", "not live"])
+@pytest.mark.parametrize("why", ["port not listed", "no pid file", "the agent is gone", "held", "not live"])
 def test_a_host_rests_though_its_agent_was_left_down(scene: Scene, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     """Nothing would be started in the next run either: each one looks in full for nothing, but for what changes."""
     assert scene.run().status == 0
@@ -474,7 +609,9 @@ def test_a_host_rests_though_its_agent_was_left_down(scene: Scene, monkeypatch: 
         enroll.hold(scene.root(), Options(), scene.tools(), "freeze")
     if why == "the agent is gone":
         os.unlink(scene.host.path("/opt/omi/bin/omiserver"))
-    if why == "port not listed":
+    if why == "no pid file":
+        Path(scene.host.path("/var/opt/omi/run/omiserver.pid")).unlink()
+    if why in ("port not listed", "no pid file"):
         spend(scene, 3)
         conf = Path(scene.host.path("/etc/opt/omi/conf/omiserver.conf"))
         conf.write_bytes(re.sub(rb"(?m)^httpsport=.*$", b"httpsport=0", conf.read_bytes()))
@@ -485,7 +622,7 @@ def test_a_host_rests_though_its_agent_was_left_down(scene: Scene, monkeypatch: 
     store, view = Store(scene.root()), ended.result.view
     store.load()
     rests = plan.rest(view.seen, view.policy, store.journal, store.budget, scene.tools().clock() + 10)
-    assert (rests is None) == (why == "port not listed"), "that one is started as soon as the budget has room"
+    assert (rests is None) == (why in ("port not listed", "no pid file")), "that one is started as soon as the budget has room"
 
 
 def test_a_hold_is_lost_where_what_a_killed_run_began_is_rolled_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
