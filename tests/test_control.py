@@ -21,7 +21,7 @@ from scx_enroll import activate, aside, cli, enroll, idle, observe, premises, re
 from scx_enroll import agent as agents
 from scx_enroll.beside import Beside
 from scx_enroll.enroll import Options
-from scx_enroll.errors import AgentNotReady, HostError
+from scx_enroll.errors import AgentNotReady, HostError, NeedsPerson
 from scx_enroll.journal import Budget, Installation
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Served
@@ -410,7 +410,7 @@ def test_what_follows_a_restart(
         monkeypatch.setattr(place, name, what)
     site: Any = SimpleNamespace(root=None)
     if then == "replace" and not room:
-        with pytest.raises(AgentNotReady, match="process 7, goes on through a restart"):
+        with pytest.raises(NeedsPerson, match="process 7, goes on through a restart"):
             activate._bring_up(site, agent, "new", reserve=1)
     else:
         assert activate._bring_up(site, agent, "new", reserve=1)[0] == (RIGHT if then == "replace" else seen)

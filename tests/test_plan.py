@@ -359,6 +359,7 @@ def test_nothing_listens(process):
     seen = replace(GOOD, listening=False, served="", process=process)
     assert told(at(seen)) == ("L9", "restart", None, 0)
     assert told(at(seen, budget=restarts(6, 2 * HOUR_S))) == ("L9", "wait", NOW - 2 * HOUR_S + DAY_S, 4)
+    assert at(replace(GOOD, certificate="other", served="other"), budget=restarts(6, 2 * HOUR_S)).retry == "", "it serves another, and waits"
     assert [at(seen, budget=spent).retry for spent in (restarts(6, 2 * HOUR_S), restarts(3, 60))] == [pace.PERSON, ""], "down for hours, or for minutes"
 
 
@@ -1233,6 +1234,7 @@ def test_a_host_that_does_not_rest(seen):
     down = replace(EMPTY, listening=False, served="", process="died", loadable=False)
     ill = Journal(backoffs=tuple(backoff(ca) for ca in POLICY.cas), restarting="any")
     assert plan.rest(down, POLICY, ill, Budget(), NOW), "nothing of it could be started"
+    assert plan.rest(replace(down, loadable=True, locked="/etc"), POLICY, ill, Budget(), NOW), "nor by its account"
 
 
 def test_until_ends_with_the_life_of_a_pending_request():

@@ -313,6 +313,19 @@ def test_an_agent_that_is_down_waits_for_two_restarts(scene: Scene, verb: str) -
     assert (ended.status, scene.served) == (0, good), ended
 
 
+def test_an_agent_that_can_not_start_waits_for_a_way_back(scene: Scene) -> None:
+    """Others broke the name of one that it never served, and one restart is left: that brings up what it served."""
+    served = scene.served
+    scene.host.refuse_new()
+    scene.host.stop()
+    assert scene.run().status == 0
+    broken(scene)
+    scene.host.start()
+    spend(scene, 2)
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served) == (9, served), ended
+
+
 @pytest.mark.parametrize("how", ["killed", "two starts fail"])
 def test_what_was_served_is_undone_over_a_broken_name(scene: Scene, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Months of service say more than a restart that failed: it stays, and is put aside for nothing."""
