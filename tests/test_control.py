@@ -21,7 +21,7 @@ from scx_enroll import activate, aside, cli, enroll, idle, observe, premises, re
 from scx_enroll import agent as agents
 from scx_enroll.beside import Beside
 from scx_enroll.enroll import Options
-from scx_enroll.errors import AgentNotReady, HostError, NeedsPerson
+from scx_enroll.errors import HostError, NeedsPerson
 from scx_enroll.journal import Budget, Installation
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Served
