@@ -189,6 +189,7 @@ class Run:
         place, proven = places.place_of(self.site.root, ready.agent, ready.pair), view.seen.served == view.seen.certificate
         place = replace(place, saved=store.save_original(ready.pair.certificate or b"", place.sha256))  # others' bytes: a way back
         store.update(installed=place, proven=proven, untried=False, seen=places.signature(ready.pair), latch=self.latch(view))
+        store.prune()
 
     def install(self, view: View, step: Step) -> None:
         """L7."""

@@ -126,7 +126,7 @@ def check_way_back(root: Root, store: Store, agent: Agent, place: j.Place) -> No
 def judged(store: Store, place: j.Place, served: str) -> j.Place:
     """Return what stands there, marked where the agent serves another certificate that we know, or was never seen serving this one."""
     known = [one for one in (store.journal.installed, store.journal.before, store.journal.original) if one]
-    unserved = any(one.leaf == served or (one.leaf == place.leaf and one.unserved) for one in known)
+    unserved = any((served and one.leaf == served) or (one.leaf == place.leaf and one.unserved) for one in known)
     return replace(place, unserved=served != place.leaf and unserved)
 
 

@@ -114,7 +114,7 @@ def _finish(site: Site, agent: Agent) -> None:
             seen = comes_up(site, agent, _place(site.store.journal.installation, "target").leaf)
             if seen.listening or not _is_there(site, agent, "target"):
                 raise
-            _fail(site, agent, "the agent is down with it, and the last restart in the budget is for what was there")
+            _fail(site, agent, "the agent is down, and the last restart in the budget is for what was there")
         except AgentNotReady as cause:
             if site.store.journal.installation.state == "settled" or isinstance(cause, pairs.Disturbed):
                 raise
@@ -128,7 +128,7 @@ def _finish(site: Site, agent: Agent) -> None:
         try:
             _backward(site, agent)
         except Truce as spent:
-            vain = len(site.store.budget.current(site.clock()).restarts) >= j.RESTARTS_PER_DAY
+            vain = len(site.store.budget.current(site.clock()).restarts) >= j.RESTARTS_PER_DAY and not service.probe(agent.port).listening
             raise (NeedsPerson if vain else Truce)(f"{site.store.journal.installation.why}; {spent.message}", spent.hint) from None
 
 
@@ -335,7 +335,7 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
         also={
             "installed": replace(installed, unserved=event in ("left_unproven", "kept") and not tried),
             "proven": proven,
-            "untried": event == "left_unproven" and not entry.key and not (journal.proven and known and known.leaf == installed.leaf),
+            "untried": event == "left_unproven" and not entry.key and not (known and known.leaf == installed.leaf and not known.unserved),
             "restarting": "" if proven else journal.restarting,
             "before": way_back(site.root, site.store, agent.key, before, installed.leaf) if forward else journal.before,
             "original": journal.original or before,

@@ -12,12 +12,12 @@ from typing import Any, Callable, Iterator, List, Optional, Tuple
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from scx_enroll import activate, pairs, request, service, transaction, verify
+from scx_enroll import activate, pairs, places, request, service, transaction, verify
 from scx_enroll import agent as agents
 from scx_enroll.activate import Site, Truce
 from scx_enroll.beside import Beside
 from scx_enroll.errors import AgentNotReady, HostError, RollbackFailed, RolledBack
-from scx_enroll.journal import Budget, Installation, Origin, Skip
+from scx_enroll.journal import Budget, Installation, Origin, Place, Skip
 from scx_enroll.places import certificates_of, generation_of, leaf_of
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Served
@@ -829,6 +829,15 @@ def test_what_nothing_has_served_is_no_way_back(stage: Stage) -> None:
     assert before.leaf == own
 
 
+def test_what_stands_there_counts_as_refused_where_nothing_is_served(stage: Stage) -> None:
+    """Nothing stood there once, and nothing is served now: that says nothing of what stands there."""
+    stage.store.update(before=Place("absent"))
+    place = Place("file", leaf="ab" * 32)
+    assert not places.judged(stage.store, place, "").unserved
+    stage.store.update(before=replace(place, leaf="cd" * 32))
+    assert places.judged(stage.store, place, "cd" * 32).unserved
+
+
 def test_another_certificate_than_the_one_installed_is_proved(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """That says nothing of the one that was installed while the agent was stopped."""
     stage.install(stage.generation(), running=False)
@@ -898,7 +907,7 @@ def test_the_budget_is_spent_when_a_killed_installation_is_gone_on_with(stage: S
     stage.fails, stage.up = Truce("spent"), what == "up"
     if "others" in what:
         stage.then = stage.host.move_link_back
-    with pytest.raises(RolledBack if what == "down" else Truce, match="the agent is down with it" if what == "down" else "spent"):
+    with pytest.raises(RolledBack if what == "down" else Truce, match="the agent is down, and the last restart" if what == "down" else "spent"):
         stage.proceed()
     assert stage.state == ("settled" if what == "down" else "installing")
     assert stage.leaf == (leaf_of(new.certificate) if what == "up" else before)

@@ -407,7 +407,9 @@ def test_the_timer_succeeds_where_the_agent_is_down_for_a_day(scene: Scene, how:
         store = Store(scene.root())
         store.load()
         facts: Dict[str, Any] = {"layout": "omi", "port": scene.host.port, "certificate": scene.host.certificate}
-        store.installation("install", **facts, target=store.journal.installed, previous=store.journal.before, running=True)
+        before = store.journal.before
+        assert before
+        store.installation("install", **facts, target=store.journal.installed, previous=before, running=True, also={"restarting": before.leaf})
         store.installation("failed", why="the agent does not serve 0123")
     else:
         assert scene.run().status == 0
@@ -416,6 +418,9 @@ def test_the_timer_succeeds_where_the_agent_is_down_for_a_day(scene: Scene, how:
     spend(scene, 6)
     assert [scene.command("run", "--unattended").returncode for _ in range(2)] == [4, 4]
     assert scene.served == ""
+    if how == "rolling back":
+        scene.host.start()
+        assert scene.command("run", "--unattended").returncode == 0, "a person has started it"
 
 
 def test_a_reload_that_was_not_heard_undoes_an_installation(scene: Scene) -> None:
@@ -511,10 +516,22 @@ def test_what_was_in_service_before_it_was_relinked_counts_as_tried(scene: Scene
     """The agent was mended or broken meanwhile, and its starts tell: what it served for months is not put aside for one that it refuses."""
     assert scene.run().status == 0
     scene.host.stop()
-    scene.host.move_link_back()
-    scene.offset_s = HOUR_S + 100
-    assert scene.run(hasty=True).status == 0
-    assert not journal(scene)["untried"]
+    for hours in (1, 9):
+        scene.host.move_link_back()
+        scene.offset_s = hours * HOUR_S + 100
+        ended = scene.run(hasty=True)
+        assert (ended.status, ended.rows, journal(scene)["untried"]) == (0, ("L7",), False), ended
+
+
+def test_what_others_renew_piles_up(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one is adopted, and saved as a way back; old ones go, as ever."""
+    monkeypatch.setattr("scx_enroll.store.KEPT_ORIGINALS", 1)
+    for turn in range(5):
+        by_hand(scene, f"mine-{turn}.pem")
+        scene.host.restart()
+        scene.offset_s = turn * 9 * HOUR_S
+        assert scene.run(hasty=True).rows == ("L7",)
+    assert len(list((scene.state / "original").iterdir())) <= 2, "the newest one, and what stood there first"
 
 
 @pytest.mark.parametrize("how", ["it died of it", "killed in its restart"])

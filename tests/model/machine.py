@@ -191,15 +191,28 @@ class Machine(RuleBasedStateMachine):
         self.world.state_reads()
         self._others_kept(before, made_key=ended is None or "L5" in ended.rows)
         owed, self.ours = self.ours, not self.up and (up or self.ours)
-        # the way back from what the agent refuses is in a state that was set aside, if it was
-        if ends or (ended and "L0" in ended.rows and self.doomed):
+        # the way back from what the agent refuses is in a state that was set aside, if it was; what others put there meanwhile stays
+        if ends or (ended and self.doomed and ("L0" in ended.rows or self.is_others)):
             self.ours = False
         waits = ended and (("restart budget" in ended.message and self.world.spent_in_vain) or "must be quiet" in ended.message)
         helpless = self.world.disk_is_full or not self.has_tools  # a start that can't be counted is not made
         if ended and self.ours and not (self.faulty_agent or self.world.packager or waits or helpless):
             assert not up, f"it was up, and is down after {shown(ended)}"
-            assert not owed, f"a killed run left it down, and so did {shown(ended)}"
+            assert not owed or self.has_spent, f"a killed run left it down, and so did {shown(ended)}"
         return ended
+
+    @property
+    def is_others(self) -> bool:
+        """Whether what stands on the agent's disk is none of ours."""
+        leaf = fingerprint(self.host.leaf())
+        return leaf not in self.by_hand and all(not row.certificate or fingerprint(row.certificate) != leaf for row in self.rows)
+
+    @property
+    def has_spent(self) -> bool:
+        """Whether all restarts that the budget allows were made: what a killed run left down waits for the next one."""
+        times = sorted(map(float, self.world.restarts))
+        now = self.world.clock.host()
+        return any(sum(at > now - window for at in times) >= most for window, most in ((HOUR_S, RESTARTS_PER_HOUR), (DAY_S, RESTARTS_PER_DAY)))
 
     @property
     def faulty_agent(self) -> bool:
