@@ -71,12 +71,13 @@ def settle_command(site: Site) -> None:
 
 
 def come_back(site: Site, agent: Agent, leaf: str, *, stopped: bool) -> service.Served:
-    """Have the agent serve `leaf` again; `stopped`: we have tried to restart it, so a look alone proves nothing.
+    """Have the agent serve `leaf` again; `stopped`: we have tried to restart it, so a look alone proves nothing until that must be over.
 
     A control command that fails is no more than that: what the port shows counts.
     """
-    seen = service.probe(agent.port)
-    if seen.leaf == leaf and not stopped:
+    seen, last = service.probe(agent.port), max(site.store.budget.restarts, default=0)
+    over = 0 < last < site.clock() - site.patience.command_s - site.patience.listener_s
+    if seen.leaf == leaf and (over or not stopped):
         return seen
     try:
         return _bring_up(site, agent, leaf, reserve=0)[0]

@@ -182,13 +182,15 @@ class Run:
 
     def adopt(self, view: View, _step: Step) -> None:
         """L7: what is installed is valid, so the CA need not be asked."""
-        ready, store = view.ready, self.site.store
+        ready, store, latch = view.ready, self.site.store, self.latch(view)
         if ready.adoptable is None:
             raise EnrollError("there is nothing to adopt")
         store.add_generation(ready.adoptable)
-        place, proven = places.place_of(self.site.root, ready.agent, ready.pair), view.seen.served == view.seen.certificate
-        place = replace(place, saved=store.save_original(ready.pair.certificate or b"", place.sha256))  # others' bytes: a way back
-        store.update(installed=place, proven=proven, untried=False, seen=places.signature(ready.pair), latch=self.latch(view))
+        place, was = places.place_of(self.site.root, ready.agent, ready.pair), store.journal.installed
+        proven, saved = view.seen.served == place.leaf, store.save_original(ready.pair.certificate or b"", place.sha256)
+        place = replace(place, saved=saved, unserved=not proven)  # others' bytes are a way back
+        was = was if was and was.leaf != place.leaf and not was.unserved else store.journal.before
+        store.update(installed=place, proven=proven, untried=not proven, before=was, seen=places.signature(ready.pair), latch=latch)
         store.prune()
 
     def install(self, view: View, step: Step) -> None:

@@ -209,7 +209,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
     ours = not root.live or signature(pair) == store.journal.seen
     packager = agents.packager(root) if root.live else ""
     served = _facts((answer.der,) if answer.der else ())
-    loadable = bool(spki) and installed is not None and installed.spki == spki
+    loadable = bool(installed and installed.spki == spki) and service.fits(root, agent.key, pair.certificate or b"")
     seen = Observed(
         busy=f"{packager} is changing packages" if packager else "",
         changed_at=0 if ours else changed_ns // 10**9,
@@ -233,7 +233,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         foreign_key=foreign_key,
         locked=locked,
         locked_hint=access.cure(agent, locked) if locked else "",
-        spoilt=_spoilt(root, store.journal, agent, pair),
+        spoilt=_spoilt(root, store.journal, agent, pair) or ("" if loadable else f"the agent can't load {agent.certificate}"),
         copies=tuple(
             one.leaf for one in held.values() if one.key == spki
             for kept in generations if kept.id == one.id and sound_copy(root, agent.certificate, kept)

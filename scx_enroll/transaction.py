@@ -128,7 +128,8 @@ def _finish(site: Site, agent: Agent) -> None:
         try:
             _backward(site, agent)
         except Truce as spent:
-            vain = len(site.store.budget.current(site.clock()).restarts) >= j.RESTARTS_PER_DAY and not service.probe(agent.port).listening
+            served, wanted = service.probe(agent.port).leaf, _place(site.store.journal.installation, "previous").leaf
+            vain = len(site.store.budget.current(site.clock()).restarts) >= j.RESTARTS_PER_DAY and not (served and served == wanted)
             raise (NeedsPerson if vain else Truce)(f"{site.store.journal.installation.why}; {spent.message}", spent.hint) from None
 
 
@@ -293,12 +294,11 @@ def _forward(site: Site, agent: Agent) -> None:
     """Raises AgentNotReady where the target is in place but not served."""
     entry = site.store.journal.installation
     target = _place(entry, "target")
-    usable = _fits(site, agent, "target")
-    if not usable and not _is_there(site, agent, "target"):
+    if not _fits(site, agent, "target"):
+        if _is_there(site, agent, "target"):
+            raise AgentNotReady("the agent's key changed while its certificate was installed")
         _close(site, agent)
         raise AgentNotReady("the certificate to install does not fit the agent's key any more", pairs.AGAIN)
-    if not usable:
-        raise AgentNotReady("the agent's key changed while its certificate was installed")
     _turn(site, agent, "target")
     _mark(site, agent, target)
     proven = site.root.live and entry.running
@@ -312,7 +312,10 @@ def _forward(site: Site, agent: Agent) -> None:
 
 
 def _current(site: Site, agent: Agent) -> j.Place:
-    return place_of(site.root, agent, agents.read_pair(site.root, agent))
+    """Return what stands at the name, and where its bytes are kept, if they are."""
+    kept = {place.sha256: place.saved for place in (_place(site.store.journal.installation, role) for role in ROLES)}
+    found = place_of(site.root, agent, agents.read_pair(site.root, agent))
+    return replace(found, saved=kept.get(found.sha256, ""))
 
 
 def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven: bool) -> None:
@@ -320,7 +323,7 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
     journal = site.store.journal
     entry, before = journal.installation, _place(journal.installation, "previous")
     forward, hold = event in ("proved", "left_unproven", "kept"), entry.hold if event in ("proved", "left_unproven") else ""
-    skipped = tuple(skip for skip in journal.skipped if not ((forward or proven) and skip.generation == installed.generation))
+    skipped = tuple(skip for skip in journal.skipped if not ((forward or proven) and skip.generation == installed.leaf[:16]))
     if hold:  # it stands against what was in service, and what is newer than what is now
         ids = [generation.id for generation in site.store.generations()]
         newer = ids[ids.index(installed.generation) + 1 :] if installed.generation in ids else ids
@@ -359,7 +362,7 @@ def _backward(site: Site, agent: Agent) -> None:
     """Put back what was there. Raises RolledBack where that is proven or can't be told, else RollbackFailed."""
     entry = site.store.journal.installation
     target, previous = _place(entry, "target"), _place(entry, "previous")
-    what = f"generation {target.generation}" if target.generation else "the earlier certificate"
+    what = f"generation {target.generation}" if target.generation else f"certificate {target.leaf[:16]}"
     fits = _fits(site, agent, "previous")
     if not fits and not _fits(site, agent, "target"):  # a restart would end an agent that may still serve what it has read
         _settle(site, agent, "kept", installed=_current(site, agent), proven=False)
@@ -373,12 +376,11 @@ def _backward(site: Site, agent: Agent) -> None:
         answer = come_back(site, agent, previous.leaf, stopped=bool(site.store.journal.restarting))
     if restored and (not entry.running or not site.root.live or (previous.leaf and answer.leaf == previous.leaf)):
         message = f"{what} was rolled back: {entry.why}"
-        skip = _skip(site, target.generation, entry.inputs, "later", RolledBack.exit_status, message)
+        skip = _skip(site, target.leaf[:16], entry.inputs, "later", RolledBack.exit_status, message)
         others = tuple(s for s in site.store.journal.skipped if s.generation != skip.generation)[-MAX_SKIPS:]
         site.store.update(skipped=(*others, skip))
         _straighten(site, agent, "previous")
-        back = replace(_current(site, agent), saved=previous.saved)
-        _settle(site, agent, "restored", installed=back, proven=entry.running and site.root.live)
+        _settle(site, agent, "restored", installed=_current(site, agent), proven=entry.running and site.root.live)
         raise RolledBack(
             f"{message}; the agent serves {previous.leaf[:16] or 'nothing'} as before",
             f"see {agent.log}, mend the cause, then: scx-enroll run --now",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -16,6 +17,12 @@ from tests.lab.kdc import PYTHON
 INSTALLED = '"/usr/share/scx-enroll"'  # in the launcher
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 WRAPPER = "libnss_wrapper.so"
+TOOLS = {  # and their packages
+    "faketime": "faketime",
+    "strace": "strace",
+    "dpkg-deb": "dpkg",
+    f"/usr/lib/*/{WRAPPER}": "libnss-wrapper",
+}
 OURS = ("var/lib/scx-enroll", "run/scx-enroll")
 
 # What most clients do: Kerberos as it should be, and no channel binding. An order in JSON a line, and the status of the answer.
@@ -160,8 +167,5 @@ class Judge:
 
 def missing() -> str:
     """Return what lacks for a clock that is ahead and for names of the lab's own; "" for nothing."""
-    lacks = {"faketime": "faketime", "strace": "strace", "dpkg-deb": "dpkg"}
-    found = sorted(package for tool, package in lacks.items() if not shutil.which(tool))
-    if not os.path.exists("/usr/lib/x86_64-linux-gnu/libnss_wrapper.so"):
-        found.append("libnss-wrapper")
+    found = sorted(package for tool, package in TOOLS.items() if not (glob.glob(tool) if tool.startswith("/") else shutil.which(tool)))
     return f"apt-get install {' '.join(found)}" if found else ""

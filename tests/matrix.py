@@ -217,8 +217,8 @@ def main() -> int:
     cells = [cell for cell in CELLS if cell.name in sys.argv[1:] or not sys.argv[1:]]
     wheels = fetch()
     failed = False
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        # the slowest first
+    # all at once: each cell waits for processes much of the time
+    with concurrent.futures.ThreadPoolExecutor(len(cells)) as pool:
         for line, failure, output in pool.map(lambda cell: run(cell, wheels), reversed(cells)):
             print(*([output] if output else []), line, sep="\n", flush=True)
             failed = failed or failure

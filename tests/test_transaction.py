@@ -16,8 +16,8 @@ from scx_enroll import activate, pairs, places, request, service, transaction, v
 from scx_enroll import agent as agents
 from scx_enroll.activate import Site, Truce
 from scx_enroll.beside import Beside
-from scx_enroll.errors import AgentNotReady, HostError, RollbackFailed, RolledBack
-from scx_enroll.journal import Budget, Installation, Origin, Place, Skip
+from scx_enroll.errors import AgentNotReady, HostError, NeedsPerson, RollbackFailed, RolledBack
+from scx_enroll.journal import RESTARTS_PER_DAY, Budget, Installation, Origin, Place, Skip
 from scx_enroll.places import certificates_of, generation_of, leaf_of
 from scx_enroll.rootfs import Root
 from scx_enroll.service import Served
@@ -745,7 +745,7 @@ def test_the_original_is_refused(stage: Stage) -> None:
     original, before = stage.store.journal.before, stage.host.snapshot()
     assert original
     stage.fails = AgentNotReady("it died")
-    with pytest.raises(RolledBack, match="the earlier certificate was rolled back: it died;"):
+    with pytest.raises(RolledBack, match=f"certificate {original.leaf[:16]} was rolled back: it died;"):
         transaction.put_back(stage.site, stage.agent, original, running=True, inputs="i", hold="by me")
     assert (stage.host.snapshot(), stage.store.journal.hold) == (before, "")
 
@@ -871,6 +871,37 @@ def test_what_was_proven_need_not_be_tried_again(stage: Stage, running: bool, sa
     stage.host.move_link_back()
     stage.install(first if same else stage.generation(), running=False)
     assert stage.store.journal.untried == untried
+
+
+@pytest.mark.parametrize("served", ["what was there before", "another", "nothing"])
+def test_the_restarts_of_the_day_were_in_vain(stage: Stage, monkeypatch: pytest.MonkeyPatch, served: str) -> None:
+    """Whoever else answers at the port, the agent does not serve what it did: a person is needed. Not where it does."""
+    leaf = {"what was there before": stage.leaf, "another": "0" * 64, "nothing": ""}[served]
+    stage.fail(stage.generation())
+    stage.store.save_budget(Budget(restarts=(NOW,) * RESTARTS_PER_DAY))
+
+    def spent(*_: Any, **__: Any) -> None:
+        raise Truce("spent", "wait")
+
+    monkeypatch.setattr(transaction, "come_back", spent)
+    monkeypatch.setattr(service, "probe", lambda _port: Served(listening=bool(leaf), leaf=leaf))
+    with pytest.raises(AgentNotReady, match="it died; spent") as ended:
+        stage.proceed()
+    assert isinstance(ended.value, NeedsPerson) == (served != "what was there before")
+
+
+def test_the_bytes_of_what_was_put_back_are_still_kept(stage: Stage) -> None:
+    """What is in service by an operator's wish is none of ours: the next installation could not be undone to it, were others to break its name."""
+    stage.install(stage.generation())
+    original = stage.store.journal.before
+    assert original and original.saved
+    transaction.put_back(stage.site, stage.agent, original, running=True, inputs="i", hold="by me")
+    stage.host.make_file("/etc/opt/omi/ssl/x.pem", stage.host.new_pair()[0])
+    stage.host.relink("x.pem")
+    stage.fails = AgentNotReady("it died")
+    with pytest.raises(RolledBack):
+        stage.install(stage.generation())
+    assert stage.leaf == original.leaf
 
 
 def test_the_budget_is_spent_on_the_way_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

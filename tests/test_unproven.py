@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import textwrap
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.x509 import load_der_x509_certificate
 
 from scx_enroll import activate, enroll, plan, transaction, unproven
 from scx_enroll.enroll import Options
 from scx_enroll.store import Store
 from tests.lab import packagescripts
-from tests.lab.agent import LabHost
+from tests.lab.agent import LabHost, fingerprint
 from tests.lab.authority import to_pem
 from tests.lab.ca import LabCA
 from tests.scene import BRISK, Outcome, Scene
@@ -45,11 +49,11 @@ def journal(scene: Scene) -> Dict[str, Any]:
     return found
 
 
-def spend(scene: Scene, count: int) -> None:
+def spend(scene: Scene, count: int, ago_s: int = 0) -> None:
     """Leave so many restarts in the budget, made just now."""
     store = Store(scene.root())
     store.load()
-    store.save_budget(replace(store.budget, restarts=(scene.tools().clock(),) * count))
+    store.save_budget(replace(store.budget, restarts=(scene.tools().clock() - ago_s,) * count))
 
 
 def untried(scene: Scene, *, refuse: bool = True) -> str:
@@ -296,6 +300,73 @@ def by_hand(scene: Scene, name: str) -> None:
     scene.host.relink(name)
 
 
+@pytest.mark.parametrize("agent", ["runs", "is stopped"])
+def test_what_others_put_in_place_is_refused(scene: Scene, agent: str) -> None:
+    """A valid certificate of theirs is taken over, as any of ours: where no restart gets the agent to serve it, it serves again what it did."""
+    assert scene.run().status == 0
+    good = scene.served
+    scene.offset_s = HOUR_S + 100
+    scene.host.refuse_new()
+    if agent == "is stopped":
+        scene.host.stop()
+        by_hand(scene, "mine.pem")
+        assert scene.run(hasty=True).rows == ("L7",)
+        scene.offset_s = 3 * HOUR_S  # twice within an hour would be a fight
+        scene.host.move_link_back()
+        ended = scene.run(hasty=True)
+        assert ended.rows == ("L7",), ended
+        scene.host.start()
+        assert scene.served == ""
+    else:
+        by_hand(scene, "mine.pem")
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, scene.installed) == (9, good, good), ended
+    restarts = scene.host.restarts
+    scene.run()
+    assert (scene.host.restarts, scene.served, scene.installed) == (restarts, good, good), "it is not tried again at once"
+
+
+def test_a_rollback_from_what_others_put_in_place(scene: Scene) -> None:
+    """It leads to what was in service until then, not to what was before that."""
+    assert scene.run().status == 0
+    good = scene.served
+    scene.offset_s = HOUR_S + 100
+    by_hand(scene, "mine.pem")
+    assert scene.run(hasty=True).status == 0
+    assert scene.served == scene.installed != good
+    ended = scene.do(enroll.roll_back)
+    assert (ended.status, scene.served, scene.installed) == (0, good, good), ended
+
+
+FORMS: Dict[str, Callable[[bytes], bytes]] = {
+    "DER": bytes,
+    "PKCS #7": lambda der: pkcs7.serialize_certificates([load_der_x509_certificate(der)], Encoding.PEM),
+    "base64": base64.encodebytes,
+    "indented": lambda der: textwrap.indent(to_pem([der]).decode(), "  ").encode(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("whose", ["ours", "another"])
+def test_a_certificate_in_a_form_that_the_agent_can_not_load(scene: Scene, form: str, whose: str) -> None:
+    """The agent goes on with what it has read, and would die at its next start: what stands there is put right first, and ours is not asked for anew."""
+    assert scene.run().status == 0
+    served, issued, restarts = scene.served, scene.issued, scene.host.restarts
+    scene.offset_s = HOUR_S + 100
+    der = scene.host.leaf()
+    if whose == "another":
+        der = scene.cas[0].authority.issue(enroll.make_csr(scene.root(), Options(), scene.tools()))
+    scene.host.make_file("/etc/opt/omi/ssl/x.pem", FORMS[form](der))
+    scene.host.relink("x.pem")
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, scene.installed) == (0, fingerprint(der), fingerprint(der)), ended
+    assert (scene.issued, scene.host.restarts - restarts) == (issued, int(whose == "another")), ended
+    assert (scene.served == served) == (whose == "ours")
+    scene.host.stop()
+    scene.host.start()
+    assert scene.served == scene.installed
+
+
 @pytest.mark.parametrize("verb", ["run", "rollback"])
 def test_an_agent_that_is_down_waits_for_two_restarts(scene: Scene, verb: str) -> None:
     """Others broke the name of what it served for long: one restart of the day is left, and is enough for that."""
@@ -399,18 +470,42 @@ def test_the_timer_forgets_what_failed_where_it_is_told_otherwise(scene: Scene, 
     assert found == [0, 4]
 
 
+def rolling_back(scene: Scene) -> str:
+    """A rollback is open: our restart to come back left the agent down. Returns what it is to serve."""
+    untried(scene)
+    store = Store(scene.root())
+    store.load()
+    facts: Dict[str, Any] = {"layout": "omi", "port": scene.host.port, "certificate": scene.host.certificate}
+    before = store.journal.before
+    assert before
+    store.installation("install", **facts, target=store.journal.installed, previous=before, running=True, also={"restarting": before.leaf})
+    store.installation("failed", why="the agent does not serve 0123")
+    return before.leaf
+
+
+def test_a_rollback_that_a_person_completed_is_closed(scene: Scene) -> None:
+    """Our last restart must be over by now, and the agent serves what it is to serve: that is proof, and takes no restart."""
+    before = rolling_back(scene)
+    spend(scene, 6, ago_s=120)
+    restarts = scene.host.restarts
+    ended = scene.run()
+    assert (ended.status, scene.served, scene.installed, scene.host.restarts) == (9, before, before, restarts), ended
+    assert journal(scene)["installation"]["state"] == "settled"
+
+
+def test_a_rollback_believes_what_a_restart_may_yet_end(scene: Scene) -> None:
+    """Our restart was a moment ago: that the agent serves what it shall is no proof while it may be about to stop."""
+    before = rolling_back(scene)
+    spend(scene, 6)
+    ended = scene.run()
+    assert (ended.status, scene.served, journal(scene)["installation"]["state"]) == (4, before, "rolling_back"), ended
+
+
 @pytest.mark.parametrize("how", ["rolling back", "not in place"])
 def test_the_timer_succeeds_where_the_agent_is_down_for_a_day(scene: Scene, how: str) -> None:
     """Nothing listens, and the restarts of the day are spent: a person is needed."""
     if how == "rolling back":
-        untried(scene)
-        store = Store(scene.root())
-        store.load()
-        facts: Dict[str, Any] = {"layout": "omi", "port": scene.host.port, "certificate": scene.host.certificate}
-        before = store.journal.before
-        assert before
-        store.installation("install", **facts, target=store.journal.installed, previous=before, running=True, also={"restarting": before.leaf})
-        store.installation("failed", why="the agent does not serve 0123")
+        rolling_back(scene)
     else:
         assert scene.run().status == 0
         broken(scene)
@@ -458,13 +553,11 @@ def test_what_was_proven_since_counts_as_untried(scene: Scene, how: str) -> None
     else:
         scene.host.stop()
         assert scene.run().status == 0
+        scene.host.start()
         if how == "adopted":
-            authority = scene.cas[0].authority
             scene.offset_s = HOUR_S + 100
-            leaf = authority.issue(enroll.make_csr(scene.root(), Options(), scene.tools()))
-            scene.host.make_file("/etc/opt/omi/ssl/mine.pem", to_pem([leaf, *authority.chain()]))
-            scene.host.relink("mine.pem")
-        else:
+            by_hand(scene, "mine.pem")
+            scene.host.stop()
             scene.host.start()
     rows = {"seen": (), "restarted": ("L8",), "adopted": ("L7",)}
     ended = scene.run(hasty=True)

@@ -179,7 +179,8 @@ class Machine(RuleBasedStateMachine):
         """Carry out a verb and see that it harmed nobody; None where the power failed at `point`."""
         self.no_way_back = self.no_way_back if self.world.changes else self.doomed
         ends = self.locked_out or self.no_way_back  # with any restart
-        before, up, dangled = self.host.snapshot(), self.up, self.world.dangles
+        before, up, dangled, spent = self.host.snapshot(), self.up, self.world.dangles, self.has_spent
+        found = self.host.leaf() if self.is_others else None
 
         def watch(where: str) -> None:
             assert dangled or not self.world.dangles, f"the name that the agent reads dangles {where}"
@@ -192,13 +193,13 @@ class Machine(RuleBasedStateMachine):
         self._others_kept(before, made_key=ended is None or "L5" in ended.rows)
         owed, self.ours = self.ours, not self.up and (up or self.ours)
         # the way back from what the agent refuses is in a state that was set aside, if it was; what others put there meanwhile stays
-        if ends or (ended and self.doomed and ("L0" in ended.rows or self.is_others)):
+        if ends or (ended and self.doomed and ("L0" in ended.rows or (found and found == self.host.leaf()))):
             self.ours = False
         waits = ended and (("restart budget" in ended.message and self.world.spent_in_vain) or "must be quiet" in ended.message)
         helpless = self.world.disk_is_full or not self.has_tools  # a start that can't be counted is not made
         if ended and self.ours and not (self.faulty_agent or self.world.packager or waits or helpless):
             assert not up, f"it was up, and is down after {shown(ended)}"
-            assert not owed or self.has_spent, f"a killed run left it down, and so did {shown(ended)}"
+            assert not owed or spent, f"a killed run left it down, and so did {shown(ended)}"
         return ended
 
     @property
@@ -210,7 +211,7 @@ class Machine(RuleBasedStateMachine):
     @property
     def has_spent(self) -> bool:
         """Whether all restarts that the budget allows were made: what a killed run left down waits for the next one."""
-        times = sorted(map(float, self.world.restarts))
+        times = list(map(float, self.world.restarts))
         now = self.world.clock.host()
         return any(sum(at > now - window for at in times) >= most for window, most in ((HOUR_S, RESTARTS_PER_HOUR), (DAY_S, RESTARTS_PER_DAY)))
 
