@@ -300,30 +300,36 @@ def by_hand(scene: Scene, name: str) -> None:
     scene.host.relink(name)
 
 
-@pytest.mark.parametrize("agent", ["runs", "is stopped"])
-def test_what_others_put_in_place_is_refused(scene: Scene, agent: str) -> None:
+def test_what_others_put_in_place_is_refused(scene: Scene) -> None:
     """A valid certificate of theirs is taken over, as any of ours: where no restart gets the agent to serve it, it serves again what it did."""
     assert scene.run().status == 0
     good = scene.served
     scene.offset_s = HOUR_S + 100
     scene.host.refuse_new()
-    if agent == "is stopped":
-        scene.host.stop()
-        by_hand(scene, "mine.pem")
-        assert scene.run(hasty=True).rows == ("L7",)
-        scene.offset_s = 3 * HOUR_S  # twice within an hour would be a fight
-        scene.host.move_link_back()
-        ended = scene.run(hasty=True)
-        assert ended.rows == ("L7",), ended
-        scene.host.start()
-        assert scene.served == ""
-    else:
-        by_hand(scene, "mine.pem")
+    by_hand(scene, "mine.pem")
     ended = scene.run(hasty=True)
     assert (ended.status, scene.served, scene.installed) == (9, good, good), ended
     restarts = scene.host.restarts
     scene.run()
     assert (scene.host.restarts, scene.served, scene.installed) == (restarts, good, good), "it is not tried again at once"
+
+
+def test_what_others_put_in_place_while_the_agent_was_stopped_is_refused(scene: Scene) -> None:
+    """It was in place twice and served never: the agent is not left down with it."""
+    own = scene.served
+    assert scene.run().status == 0
+    scene.offset_s = HOUR_S + 100
+    scene.host.stop()
+    by_hand(scene, "mine.pem")
+    scene.host.knobs(refuse=[fingerprint(scene.host.leaf())])
+    assert scene.run(hasty=True).rows == ("L7",)
+    scene.offset_s = 3 * HOUR_S  # twice within an hour would be a fight
+    scene.host.move_link_back()
+    assert scene.run(hasty=True).rows == ("L7",)
+    scene.host.start()
+    assert scene.served == ""
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, scene.installed) == (9, own, own), ended
 
 
 def test_a_rollback_from_what_others_put_in_place(scene: Scene) -> None:
