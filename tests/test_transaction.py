@@ -748,6 +748,10 @@ def test_the_original_is_refused(stage: Stage) -> None:
     with pytest.raises(RolledBack, match=f"certificate {original.leaf[:16]} was rolled back: it died;"):
         transaction.put_back(stage.site, stage.agent, original, running=True, inputs="i", hold="by me")
     assert (stage.host.snapshot(), stage.store.journal.hold) == (before, "")
+    assert [skip.generation for skip in stage.store.journal.skipped] == [original.leaf[:16]]
+    stage.fails = None
+    transaction.put_back(stage.site, stage.agent, original, running=True, inputs="i", hold="by me")
+    assert [skip.generation for skip in stage.store.journal.skipped] == [new.id], "what is served is not put aside"
 
 
 def test_what_failed_is_remembered_once_and_not_for_ever(stage: Stage) -> None:

@@ -307,11 +307,14 @@ def test_what_others_put_in_place_is_refused(scene: Scene) -> None:
     scene.offset_s = HOUR_S + 100
     scene.host.refuse_new()
     by_hand(scene, "mine.pem")
+    theirs = scene.installed
     ended = scene.run(hasty=True)
     assert (ended.status, scene.served, scene.installed) == (9, good, good), ended
+    spend(scene, 0)
     restarts = scene.host.restarts
-    scene.run()
-    assert (scene.host.restarts, scene.served, scene.installed) == (restarts, good, good), "it is not tried again at once"
+    assert [skip["generation"] for skip in journal(scene)["skipped"]] == [theirs[:16]]
+    ended = scene.run()
+    assert (scene.host.restarts, scene.served, scene.installed) == (restarts, good, good), f"it is not tried again at once: {ended}"
 
 
 def test_what_others_put_in_place_while_the_agent_was_stopped_is_refused(scene: Scene) -> None:
@@ -326,6 +329,21 @@ def test_what_others_put_in_place_while_the_agent_was_stopped_is_refused(scene: 
     scene.offset_s = 3 * HOUR_S  # twice within an hour would be a fight
     scene.host.move_link_back()
     assert scene.run(hasty=True).rows == ("L7",)
+    scene.host.start()
+    assert scene.served == ""
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, scene.installed) == (9, own, own), ended
+
+
+def test_what_was_never_served_is_no_way_back_from_what_others_put_in_place(scene: Scene) -> None:
+    """Neither ours nor theirs was ever taken up: the agent goes back to its own."""
+    own = scene.served
+    scene.host.stop()
+    assert scene.run().status == 0
+    scene.offset_s = HOUR_S + 100
+    by_hand(scene, "mine.pem")
+    assert scene.run(hasty=True).rows == ("L7",)
+    scene.host.knobs(serve_only=[own])
     scene.host.start()
     assert scene.served == ""
     ended = scene.run(hasty=True)
@@ -497,6 +515,14 @@ def test_a_rollback_that_a_person_completed_is_closed(scene: Scene) -> None:
     ended = scene.run()
     assert (ended.status, scene.served, scene.installed, scene.host.restarts) == (9, before, before, restarts), ended
     assert journal(scene)["installation"]["state"] == "settled"
+
+
+def test_a_rollback_of_unknown_age_is_proved_by_a_restart(scene: Scene) -> None:
+    """The record of the restarts is lost: the last one may have been a moment ago."""
+    before, restarts = rolling_back(scene), scene.host.restarts
+    spend(scene, 0)
+    ended = scene.run()
+    assert (ended.status, scene.served, scene.host.restarts) == (9, before, restarts + 1), ended
 
 
 def test_a_rollback_believes_what_a_restart_may_yet_end(scene: Scene) -> None:
