@@ -182,16 +182,11 @@ class Run:
 
     def adopt(self, view: View, _step: Step) -> None:
         """L7: what is installed is valid, so the CA need not be asked."""
-        ready, store, latch = view.ready, self.site.store, self.latch(view)
-        if ready.adoptable is None:
+        if view.ready.adoptable is None:
             raise EnrollError("there is nothing to adopt")
-        store.add_generation(ready.adoptable)
-        place, was = places.place_of(self.site.root, ready.agent, ready.pair), store.journal.installed
-        proven, saved = view.seen.served == place.leaf, store.save_original(ready.pair.certificate or b"", place.sha256)
-        place = replace(place, saved=saved, unserved=not proven)  # others' bytes are a way back
-        was = was if was and was.leaf != place.leaf and not was.unserved else store.journal.before
-        store.update(installed=place, proven=proven, untried=not proven, before=was, seen=places.signature(ready.pair), latch=latch)
-        store.prune()
+        unproven.take_over(self.site, view.ready.agent, view.ready.pair, view.seen.served)
+        self.site.store.add_generation(view.ready.adoptable)  # last, or a run that is killed here would not know whose it is
+        self.site.store.prune()
 
     def install(self, view: View, step: Step) -> None:
         """L7."""
@@ -211,6 +206,9 @@ class Run:
 
     def restart(self, view: View, _step: Step) -> None:
         """L8, L9: what is installed is what shall be served."""
+        known, leaf = self.site.store.journal.installed, view.seen.certificate
+        if known and known.leaf != leaf and any(one.leaf == leaf for one in view.seen.held):  # others put one of ours there
+            unproven.take_over(self.site, view.ready.agent, view.ready.pair, view.seen.served)
         unproven.restart(self.site, view.ready.agent, view.seen.certificate, view.seen.inputs)
 
     def ask(self, view: View, step: Step) -> None:

@@ -140,16 +140,16 @@ def look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now:
     return replace(view, seen=replace(view.seen, identity=identity.read(root)))
 
 
-def _process(root: Root, agent: Agent, journal: j.Journal, *, loadable: bool) -> str:
+def _process(root: Root, agent: Agent, journal: j.Journal, *, paired: bool) -> str:
     """Return the state of the agent's process; one that went down by our own restart, or can't start, was not stopped on purpose."""
     state = agents.process(root, agent)
-    return "died" if state == "stopped" and (journal.restarting or not loadable) and root.live else state
+    return "died" if state == "stopped" and (journal.restarting or not paired) and root.live else state
 
 
 def _blocked(root: Root, layout: str, journal: j.Journal, problem: AgentNotReady) -> Observed:
     process = "stopped"
     with suppress(AgentNotReady):  # one that does not list SCOM's port can be started
-        process = _process(root, agents.find(root, layout, None), journal, loadable=True)
+        process = _process(root, agents.find(root, layout, None), journal, paired=True)
     return Observed(blocked=problem.message, blocked_hint=problem.hint, lasting=isinstance(problem, NeedsPerson), process=process)
 
 
@@ -203,13 +203,13 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
             origin = j.Origin(obtained=now, how="adopted")
             pem = b"".join(map(verify.pem, chain))
             adoptable = Generation(installed.leaf[:16], verify.pem(certificates[0]), pem, origin)
-    locked = access.locked(root, agent)
-    answer = service.probe(agent.port) if root.live else service.Served(listening=False)
+    locked, answer = access.locked(root, agent), service.probe(agent.port) if root.live else service.Served(listening=False)
     changed_ns = max(aside.moved_ns(root, agent), *(entry.ctime_ns for entry in (pair.name, pair.target, pair.key_target)))
     ours = not root.live or signature(pair) == store.journal.seen
     packager = agents.packager(root) if root.live else ""
     served = _facts((answer.der,) if answer.der else ())
-    loadable = bool(installed and installed.spki == spki) and service.fits(root, agent.key, pair.certificate or b"")
+    paired = bool(installed and installed.spki == spki)
+    loadable = paired and service.fits(root, agent.key, pair.certificate or b"")
     seen = Observed(
         busy=f"{packager} is changing packages" if packager else "",
         changed_at=0 if ours else changed_ns // 10**9,
@@ -221,7 +221,7 @@ def _look(root: Root, store: Store, config: Config, pool: Tuple[bytes, ...], now
         live=root.live,
         listening=answer.listening,
         served=answer.leaf,
-        process=_process(root, agent, store.journal, loadable=loadable),
+        process=_process(root, agent, store.journal, paired=paired),
         inputs=inputs_of(config, spec, spki),
         names=spec.dns_names,
         trust_changed_at=max(root.resolve(ca.issuer_trust).mtime_ns for ca in config.cas) // 10**9,

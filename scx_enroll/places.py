@@ -103,6 +103,13 @@ def data_of(store: Store, place: j.Place) -> Optional[bytes]:
     return None
 
 
+def kept(store: Store, place: j.Place, data: Optional[bytes]) -> j.Place:
+    """Return a place whose bytes are in our records: a copy of ours may outlive its generation."""
+    if data is None or data_of(store, place) == data:
+        return place
+    return replace(place, saved=store.save_original(data, place.sha256))
+
+
 def generation_of(leaf: bytes, chain: Tuple[bytes, ...], origin: j.Origin) -> Generation:
     """Return the generation of a leaf and its intermediates, DER."""
     pems = b"".join(map(verify.pem, chain))

@@ -7,6 +7,7 @@ a person and never believed. Path validation is OpenSSL's: the rehearsal is a ha
 import fcntl
 import hashlib
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -22,6 +23,7 @@ from scx_enroll.rootfs import Root
 MAX_HANDSHAKE_ROUNDS = 20  # a TLS 1.2 handshake takes 4; a long chain needs no more, since the pipe is memory
 MAX_RECORD_BYTES = 1 << 14  # of a TLS record: RFC 5246 section 6.2.1
 MAX_OUTPUT_BYTES = 4096  # of a control command, shown to a person only
+_FIRST = re.compile(rb"^-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----[^-]*-----END \1-----", re.MULTILINE)  # PEM_read_bio_X509
 REPRIEVE_S = 15.0  # a unit that hangs is ended by us; by systemd only where we are gone
 
 
@@ -81,10 +83,11 @@ def _server_context(root: Root, key_path: str, certificates: bytes, policy: str 
     return context
 
 
-def fits(root: Root, key_path: str, leaf: bytes) -> bool:
-    """Say whether OpenSSL takes the key at `key_path` and this leaf (PEM) as a pair, as the agent will at its start."""
-    try:
-        _server_context(root, key_path, leaf, policy="ALL:@SECLEVEL=0")  # what is too weak may be what is served now
+def fits(root: Root, key_path: str, certificates: bytes) -> bool:
+    """Say whether OpenSSL takes the key at `key_path` and the first certificate (PEM) as a pair, as the agent will at its start."""
+    first = _FIRST.search(certificates)
+    try:  # what is too weak may be what is served now
+        _server_context(root, key_path, first[0] if first else certificates, policy="ALL:@SECLEVEL=0")
     except (ssl.SSLError, FileNotFoundError):
         return False
     return True

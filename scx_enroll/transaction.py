@@ -16,7 +16,7 @@ from scx_enroll import pairs, service
 from scx_enroll.activate import Site, Truce, come_back, comes_up, leave_packagers_alone, prove, start_again, within_budget
 from scx_enroll.agent import Agent, Pair
 from scx_enroll.errors import AgentNotReady, EnrollError, HostError, NeedsPerson, RollbackFailed, RolledBack
-from scx_enroll.places import COPY_MODE, data_of, holds, judged, leaf_of, place_of, reached, signature, sound_copy, stands, way_back
+from scx_enroll.places import COPY_MODE, data_of, holds, judged, kept, leaf_of, place_of, reached, signature, sound_copy, stands, way_back
 from scx_enroll.request import load_key, spki_of
 from scx_enroll.store import Generation
 
@@ -62,8 +62,7 @@ def _begin(site: Site, agent: Agent, target: j.Place, *, running: bool, inputs: 
         sound = pair.certificate is not None and service.fits(site.root, agent.key, pair.certificate)
         further = way_back(site.root, site.store, agent.key, previous, target.leaf) != previous
         within_budget(site, 2 if sound or (further and served) else 1)  # one to go forward, one for the way back, where there is one
-    if pair.certificate is not None and data_of(site.store, previous) != pair.certificate:  # a copy of ours may outlive its generation
-        previous = replace(previous, saved=site.store.save_original(pair.certificate, previous.sha256))
+    previous = kept(site.store, previous, pair.certificate)
     site.store.installation(
         "install", layout=agent.layout, port=agent.port, certificate=agent.certificate,
         target=target, previous=judged(site.store, previous, served), running=running, inputs=inputs, hold=hold, pid=0,
@@ -313,9 +312,9 @@ def _forward(site: Site, agent: Agent) -> None:
 
 def _current(site: Site, agent: Agent) -> j.Place:
     """Return what stands at the name, and where its bytes are kept, if they are."""
-    kept = {place.sha256: place.saved for place in (_place(site.store.journal.installation, role) for role in ROLES)}
+    saved = {place.sha256: place.saved for place in (_place(site.store.journal.installation, role) for role in ROLES)}
     found = place_of(site.root, agent, agents.read_pair(site.root, agent))
-    return replace(found, saved=kept.get(found.sha256, ""))
+    return replace(found, saved=saved.get(found.sha256, ""))
 
 
 def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven: bool) -> None:
@@ -340,7 +339,8 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
             "proven": proven,
             "untried": event == "left_unproven" and not entry.key and not (known and known.leaf == installed.leaf and not known.unserved),
             "restarting": "" if proven else journal.restarting,
-            "before": way_back(site.root, site.store, agent.key, before, installed.leaf) if forward else journal.before,
+            "before": way_back(site.root, site.store, agent.key, before, installed.leaf)
+            if forward and before.leaf != installed.leaf else journal.before,
             "original": journal.original or before,
             "seen": signature(agents.read_pair(site.root, agent)),
             "skipped": skipped,

@@ -1,12 +1,13 @@
 """What was installed while the agent did not run, so that nothing was proved: made up for when it runs, with the way back."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Dict, Optional
 
 from scx_enroll import activate, places, service, transaction
 from scx_enroll import journal as j
 from scx_enroll.activate import Site
-from scx_enroll.agent import Agent
+from scx_enroll.agent import Agent, Pair
 from scx_enroll.errors import AgentNotReady, HostError, NotServed
 
 
@@ -18,6 +19,19 @@ def _way_back(site: Site, agent: Agent) -> Optional[j.Place]:
             places.check_way_back(site.root, site.store, agent, known.before)
             return known.before if places.stands(site.root, agent.certificate, known.installed) else None
     return None
+
+
+def take_over(site: Site, agent: Agent, pair: Pair, served: str) -> None:
+    """Note what others put in place as what is installed; what was in service until then is the way back. `served`: the agent's leaf."""
+    was, before = site.store.journal.installed, site.store.journal.before
+    place = places.kept(site.store, places.place_of(site.root, agent, pair), pair.certificate)
+    if was and was.leaf != place.leaf and not was.unserved:
+        before = was
+    unserved = served != place.leaf
+    site.store.update(
+        installed=replace(place, unserved=unserved), before=before, proven=not unserved, untried=unserved and before is not None,
+        seen=places.signature(pair),
+    )
 
 
 def restart(site: Site, agent: Agent, leaf: str, inputs: str) -> None:

@@ -218,7 +218,7 @@ def main() -> int:
     wheels = fetch()
     failed = False
     # all at once: each cell waits for processes much of the time
-    with concurrent.futures.ThreadPoolExecutor(len(cells)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(len(cells) or 1) as pool:
         for line, failure, output in pool.map(lambda cell: run(cell, wheels), reversed(cells)):
             print(*([output] if output else []), line, sep="\n", flush=True)
             failed = failed or failure

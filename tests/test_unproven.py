@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import ssl
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -317,6 +318,50 @@ def test_what_others_put_in_place_is_refused(scene: Scene) -> None:
     assert (scene.host.restarts, scene.served, scene.installed) == (restarts, good, good), f"it is not tried again at once: {ended}"
 
 
+@pytest.mark.parametrize("when", ["by the clock", "by a person"])
+def test_what_others_put_in_place_is_refused_again(scene: Scene, when: str) -> None:
+    """Configuration management restores the file: it is one of ours by now, which is refused like any, and never keeps the agent down."""
+    assert scene.run().status == 0
+    good = scene.served
+    scene.offset_s = HOUR_S + 100
+    scene.host.refuse_new()
+    by_hand(scene, "mine.pem")
+    for turn in range(2):
+        ended = scene.run(hasty=True, now=bool(turn) and when == "by a person")
+        assert (ended.status, scene.served, scene.installed) == (9, good, good), ended
+        scene.offset_s = (48 if when == "by the clock" else 4) * HOUR_S
+        scene.host.relink("mine.pem")
+
+
+def test_a_run_is_killed_while_it_takes_over_what_others_put_in_place(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one knows that the agent has never served it, and what it did serve."""
+    assert scene.run().status == 0
+    good = scene.served
+    scene.offset_s = HOUR_S + 100
+    scene.host.refuse_new()
+    by_hand(scene, "mine.pem")
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("save_original", "add_generation", "prune"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, name, kill)
+            with pytest.raises(KeyboardInterrupt):
+                scene.run(hasty=True)
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, scene.installed) == (9, good, good), ended
+
+
+def test_what_others_put_in_place_needs_one_restart_where_nothing_leads_back(scene: Scene) -> None:
+    """There is no record of what the agent serves: no restart is kept for a way back that is none."""
+    by_hand(scene, "mine.pem")
+    scene.state.mkdir(mode=0o700, parents=True)
+    spend(scene, 2)
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served) == (0, scene.installed), ended
+
+
 def test_what_others_put_in_place_while_the_agent_was_stopped_is_refused(scene: Scene) -> None:
     """It was in place twice and served never: the agent is not left down with it."""
     own = scene.served
@@ -350,16 +395,78 @@ def test_what_was_never_served_is_no_way_back_from_what_others_put_in_place(scen
     assert (ended.status, scene.served, scene.installed) == (9, own, own), ended
 
 
-def test_a_rollback_from_what_others_put_in_place(scene: Scene) -> None:
-    """It leads to what was in service until then, not to what was before that."""
+@pytest.mark.parametrize("how", ["restarted by the run", "restarted by them, and the run was killed"])
+def test_a_rollback_from_what_others_put_in_place(scene: Scene, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """It leads to what was in service until then, not to what was before that, nor to itself."""
     assert scene.run().status == 0
     good = scene.served
     scene.offset_s = HOUR_S + 100
     by_hand(scene, "mine.pem")
+    if "killed" in how:
+        scene.host.restart()
+
+        def kill(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "add_generation", kill)
+            with pytest.raises(KeyboardInterrupt):
+                scene.run(hasty=True)
     assert scene.run(hasty=True).status == 0
     assert scene.served == scene.installed != good
     ended = scene.do(enroll.roll_back)
     assert (ended.status, scene.served, scene.installed) == (0, good, good), ended
+
+
+@pytest.mark.parametrize("whose", ["ours", "another"])
+def test_a_rollback_after_a_form_that_the_agent_can_not_load_was_mended(scene: Scene, whose: str) -> None:
+    """It leads to another certificate, not to those bytes."""
+    assert scene.run().status == 0
+    wanted = scene.served
+    assert scene.run(renew=True).status == 0
+    scene.offset_s = HOUR_S + 100
+    if whose == "another":
+        wanted = scene.served
+        by_hand(scene, "mine.pem")
+        scene.host.restart()
+    der = scene.host.leaf()
+    assert der
+    scene.host.make_file("/etc/opt/omi/ssl/x.pem", der)
+    scene.host.relink("x.pem")
+    assert scene.run(hasty=True).status == 0
+    assert scene.served == scene.installed == fingerprint(der)
+    spend(scene, 0)
+    ended = scene.do(enroll.roll_back)
+    assert (ended.status, scene.served, scene.installed) == (0, wanted, wanted), ended
+
+
+@pytest.mark.parametrize("form", ["DER", "PEM"])
+def test_a_stopped_agent_stays_stopped_whatever_the_form(scene: Scene, form: str) -> None:
+    """It was stopped on purpose; the certificate is put right all the same."""
+    assert scene.run().status == 0
+    scene.host.stop()
+    scene.offset_s = HOUR_S + 100
+    der, restarts = scene.host.leaf(), scene.host.restarts
+    assert der
+    scene.host.make_file("/etc/opt/omi/ssl/x.pem", {"DER": der, "PEM": to_pem([der])}[form])
+    scene.host.relink("x.pem")
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, scene.host.restarts, scene.installed) == (0, "", restarts, fingerprint(der)), ended
+
+
+def test_what_follows_the_first_certificate_is_not_the_agents_matter(scene: Scene) -> None:
+    """It takes the first one of the file, and starts."""
+    assert scene.run().status == 0
+    served, der, restarts = scene.served, scene.host.leaf(), scene.host.restarts
+    assert der
+    scene.offset_s = HOUR_S + 100
+    second = ssl.DER_cert_to_PEM_cert(pkcs7.serialize_certificates([load_der_x509_certificate(der)], Encoding.DER)).encode()
+    scene.host.make_file("/etc/opt/omi/ssl/x.pem", to_pem([der]) + second)
+    scene.host.relink("x.pem")
+    scene.host.restart()
+    assert scene.served == served
+    ended = scene.run(hasty=True)
+    assert (ended.status, ended.rows, scene.served, scene.host.restarts) == (0, (), served, restarts + 1), ended
 
 
 FORMS: Dict[str, Callable[[bytes], bytes]] = {
