@@ -45,7 +45,7 @@ Gets the SCOM agent's certificate signed by AD CS, installs it, and proves that 
 
 options:
   --config FILE    instead of /etc/scx-enroll/scx-enroll.conf; conf.d is looked for beside it
-  --root DIR       take every path beneath DIR; nothing there is started or probed
+  --root DIR       take the host's paths beneath DIR, FILE as given; nothing there is started or probed
   --live           the agent beneath --root runs here: restart and probe it
   --verbose        say why each step was taken, and what it waits for
   --version, --help

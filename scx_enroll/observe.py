@@ -150,7 +150,8 @@ def _blocked(root: Root, layout: str, journal: j.Journal, problem: AgentNotReady
     process = "stopped"
     with suppress(AgentNotReady):  # one that does not list SCOM's port can be started
         process = _process(root, agents.find(root, layout, None), journal, paired=True)
-    return Observed(blocked=problem.message, blocked_hint=problem.hint, lasting=isinstance(problem, NeedsPerson), process=process)
+    lasting = isinstance(problem, NeedsPerson)
+    return Observed(blocked=problem.message, blocked_hint=problem.hint, lasting=lasting, process=process, live=root.live)
 
 
 def _note_lost_keys(held: Dict[str, Held]) -> None:

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 from scx_enroll import causes, journal, machine, pace, verify
-from scx_enroll.case import Step
+from scx_enroll.case import RESTARTS_AGAIN, Step
 from scx_enroll.errors import EnrollError
 from scx_enroll.job import Result
 
@@ -256,7 +256,7 @@ def as_end(facts: Mapping[str, Any], *, failed: bool, wished: str = "") -> str:
         waits = facts["until"] and not failed
         lines.append(f"scx-enroll: {'waiting' if waits else 'error'}: {facts['reason']}")
         gone = wished and not facts["request"] and facts["row"].startswith("C")  # the CA's answer was no; what the agent waits for comes
-        if facts["until"] and not gone:
+        if facts["until"] and (not gone or facts["hint"] == RESTARTS_AGAIN):
             lines.append(f"scx-enroll: next attempt not before {when(facts['until'])}")
         if facts["hint"]:
             again = f"scx-enroll run {wished}" if gone else "scx-enroll run --now"

@@ -33,7 +33,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import scx_enroll
-from scx_enroll import arguments, cli, enroll, errors, pace, report, request
+from scx_enroll import arguments, case, cli, enroll, errors, pace, report, request
 from scx_enroll import journal as j
 from scx_enroll.behalf import Ended
 from scx_enroll.observe import View
@@ -841,6 +841,13 @@ def test_a_wish_that_is_forgotten_is_said_to_be_tried_again(row, request_known, 
     said = report.as_end({**facts, "row": row, "request": request_known}, failed=False, wished="--rekey")
     assert said.endswith(f"mend it; then: {again}\n")
     assert ("next attempt not before" in said) == (again == "scx-enroll run --now")
+
+
+def test_a_wish_that_waits_for_the_restart_budget_is_told_until_when():
+    """It is to be repeated then, by a person, who has to know the time."""
+    facts = {"notes": (), "acts": [], "exit_status": 4, "reason": "no", "until": NOW, "hint": case.RESTARTS_AGAIN, "proven": False}
+    said = report.as_end({**facts, "row": "C2", "request": None}, failed=False, wished="--renew")
+    assert f"next attempt not before {report.when(NOW)}\nscx-enroll: hint: run it again then; " in said
 
 
 # -- until ----------------------------------------------------------------------------------------------------------

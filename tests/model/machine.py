@@ -173,11 +173,20 @@ class Machine(RuleBasedStateMachine):
         only = self.host.knobs().get("serve_only")
         return bool(only) and fingerprint(self.host.leaf()) not in only
 
+    @property
+    def is_served_by_us(self) -> bool:
+        """Whether the agent serves what the program has proved, and would take it again: that leads back from whatever stands there."""
+        der, only = self.host.served(), self.host.knobs().get("serve_only")
+        if der is None or fingerprint(der) != self.world.proven or verify.facts(der).spki != self.key_spki:
+            return False
+        return not only or fingerprint(der) in only
+
     # -- the program ----------------------------------------------------------------------------------------------------
 
     def carry_out(self, verb: Callable[..., Any], *arguments: Any, point: Union[int, str] = NEVER, **wish: bool) -> Optional[Outcome]:
         """Carry out a verb and see that it harmed nobody; None where the power failed at `point`."""
-        self.no_way_back = self.no_way_back if self.world.changes else self.doomed
+        back = self.is_served_by_us
+        self.no_way_back = self.no_way_back if self.world.changes else self.doomed and not back
         ends = self.locked_out or self.no_way_back  # with any restart
         before, up, dangled, spent = self.host.snapshot(), self.up, self.world.dangles, self.has_spent
         found = self.host.leaf() if self.is_others else None
@@ -193,7 +202,7 @@ class Machine(RuleBasedStateMachine):
         self._others_kept(before, made_key=ended is None or "L5" in ended.rows)
         owed, self.ours = self.ours, not self.up and (up or self.ours)
         # the way back from what the agent refuses is in a state that was set aside, if it was; what others put there meanwhile stays
-        if ends or (ended and self.doomed and ("L0" in ended.rows or (found and found == self.host.leaf()))):
+        if ends or (ended and self.doomed and ("L0" in ended.rows or (found and found == self.host.leaf() and not back))):
             self.ours = False
         waits = ended and (("restart budget" in ended.message and self.world.spent_in_vain) or "must be quiet" in ended.message)
         helpless = self.world.disk_is_full or not self.has_tools  # a start that can't be counted is not made

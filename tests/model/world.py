@@ -201,6 +201,14 @@ class World(Scene):
         return store.journal.installation.state != "settled"
 
     @property
+    def proven(self) -> str:
+        """The leaf that the program installed and saw served, "" for none."""
+        store = Store(Root(self.host.root))
+        store.load()
+        known = store.journal
+        return known.installed.leaf if known.installed and known.proven else ""
+
+    @property
     def spent_in_vain(self) -> bool:
         """Whether a restart is in the books that was not made, since the run was killed between the two, or whose start failed by itself."""
         store = Store(Root(self.host.root))
