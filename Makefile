@@ -25,11 +25,11 @@ demo: $(ENV)/.package ## show what the program is for, with a CA and an agent of
 test: fast lint matrix slow ## install what is needed and run everything
 
 fast: $(ENV)/.test ## the tests that are done in a few minutes
-	$(PYTEST) -q -n auto -m "not slow"
+	$(PYTEST) -q -n auto --dist worksteal -m "not slow"
 
-# Most of it waits for processes, so more workers than cores; one of them is asleep for a while.
+# Most of it waits for processes, so more workers than cores; one of them is asleep for a while, and others take over what it was to do.
 slow: $(ENV)/.test $(ENV)/.packages
-	$(PYTEST) -q -n 6 -m slow
+	$(PYTEST) -q -n 6 --dist worksteal -m slow
 
 lint: $(ENV)/.lint ## ruff and mypy --strict
 	$(ENV)/bin/ruff check --quiet .

@@ -184,7 +184,7 @@ class Run:
         """L7: what is installed is valid, so the CA need not be asked."""
         if view.ready.adoptable is None:
             raise EnrollError("there is nothing to adopt")
-        unproven.take_over(self.site, view.ready.agent, view.ready.pair, view.seen.served)
+        unproven.take_over(self.site, view.ready.agent, view.ready.pair, view.ready.served)
         self.site.store.add_generation(view.ready.adoptable)  # last, or a run that is killed here would not know whose it is
         self.site.store.prune()
 
@@ -208,7 +208,7 @@ class Run:
         """L8, L9: what is installed is what shall be served."""
         known, leaf = self.site.store.journal.installed, view.seen.certificate
         if known and known.leaf != leaf and any(one.leaf == leaf for one in view.seen.held):  # others put one of ours there
-            unproven.take_over(self.site, view.ready.agent, view.ready.pair, view.seen.served)
+            unproven.take_over(self.site, view.ready.agent, view.ready.pair, view.ready.served)
         unproven.restart(self.site, view.ready.agent, view.seen.certificate, view.seen.inputs)
 
     def ask(self, view: View, step: Step) -> None:

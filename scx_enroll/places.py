@@ -124,7 +124,7 @@ def check_way_back(root: Root, store: Store, agent: Agent, place: j.Place) -> No
         raise AgentNotReady(f"{what} is in no record any more", "see: scx-enroll status")
     if not service.fits(root, agent.key, data):
         raise AgentNotReady(
-            f"{what} is for a key that the agent does not have any more",
+            f"{what} is for a key that the agent does not have any more, or in a form that it can't load",
             "stay with what is installed; or, for a new pair of the agent's own: scx-enroll hold, then "
             f"{agent.scxsslconfig} -f, then {agent.scxadmin} -restart",
         )

@@ -1,10 +1,12 @@
 """What was installed while the agent did not run, so that nothing was proved: made up for when it runs, with the way back."""
 
+import hashlib
+import os
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Dict, Optional
 
-from scx_enroll import activate, places, service, transaction
+from scx_enroll import activate, places, service, transaction, verify
 from scx_enroll import journal as j
 from scx_enroll.activate import Site
 from scx_enroll.agent import Agent, Pair
@@ -21,17 +23,31 @@ def _way_back(site: Site, agent: Agent) -> Optional[j.Place]:
     return None
 
 
-def take_over(site: Site, agent: Agent, pair: Pair, served: str) -> None:
-    """Note what others put in place as what is installed; what was in service until then is the way back. `served`: the agent's leaf."""
-    was, before = site.store.journal.installed, site.store.journal.before
+def take_over(site: Site, agent: Agent, pair: Pair, served: bytes) -> None:
+    """Note what others put in place as what is installed; what was in service until then is the way back. `served`: by the agent, DER."""
+    journal, leaf = site.store.journal, places.leaf_of(served)
     place = places.kept(site.store, places.place_of(site.root, agent, pair), pair.certificate)
-    if was and was.leaf != place.leaf and not was.unserved:
-        before = was
-    unserved = served != place.leaf
-    site.store.update(
-        installed=replace(place, unserved=unserved), before=before, proven=not unserved, untried=unserved and before is not None,
-        seen=places.signature(pair),
-    )
+    known = [one for one in (journal.installed, journal.before, journal.original) if one]
+    before = journal.before
+    if leaf and leaf != place.leaf:
+        kept = (replace(one, unserved=False) for one in known if one.leaf == leaf and places.data_of(site.store, one) is not None)
+        before = next(kept, None) or _as_file(site, agent, served, marker=place.marker) or before
+    elif journal.installed and journal.installed.leaf != place.leaf and not journal.installed.unserved:
+        before = journal.installed
+    proven, tried = leaf == place.leaf, any(one.leaf == place.leaf and not one.unserved for one in known)
+    place = replace(place, unserved=not proven and not tried)
+    untried, seen = not proven and before is not None, places.signature(pair)
+    site.store.update(installed=place, before=before, proven=proven, untried=untried, seen=seen)
+
+
+def _as_file(site: Site, agent: Agent, der: bytes, *, marker: bool) -> Optional[j.Place]:
+    """Return the place of what the agent serves and nobody has a record of, None where its key is gone."""
+    data = verify.pem(der)
+    if not service.fits(site.root, agent.key, data):
+        return None
+    sha256 = hashlib.sha256(data).hexdigest()
+    place = j.Place("file", leaf=places.leaf_of(der), sha256=sha256, uid=os.geteuid(), gid=os.getegid(), marker=marker)
+    return places.kept(site.store, place, data)
 
 
 def restart(site: Site, agent: Agent, leaf: str, inputs: str) -> None:

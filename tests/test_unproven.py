@@ -318,6 +318,74 @@ def test_what_others_put_in_place_is_refused(scene: Scene) -> None:
     assert (scene.host.restarts, scene.served, scene.installed) == (restarts, good, good), f"it is not tried again at once: {ended}"
 
 
+@pytest.mark.parametrize("how", ["at the first look", "after a new key"])
+def test_what_others_put_in_place_is_refused_and_nobody_knows_what_was_there(scene: Scene, how: str) -> None:
+    """There is no record of what the agent serves, but the agent shows it: that comes back."""
+    if how == "after a new key":
+        assert scene.run().status == 0
+        scene.offset_s = HOUR_S + 100
+        scene.host.scxsslconfig_f()
+        scene.host.restart()
+    own = scene.served
+    os.unlink(scene.host.path(scene.host.host_pem))
+    by_hand(scene, "mine.pem")
+    scene.host.knobs(serve_only=[own])
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, scene.installed) == (9, own, own), ended
+    scene.host.accept_all()
+    scene.offset_s += 3 * HOUR_S
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served == scene.installed != own) == (0, True), ended
+
+
+def test_what_others_put_in_place_is_kept_since_the_agent_does_not_come_up(scene: Scene) -> None:
+    """The restart to come back fails by itself, and is the last of the hour: the next one does not forget where it was to lead."""
+    assert scene.run().status == 0
+    good = scene.served
+    scene.offset_s = HOUR_S + 100
+    scene.host.refuse_new()
+    by_hand(scene, "mine.pem")
+    spend(scene, 1)
+    scene.host.fail_starts(2)
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served) == (10, ""), ended
+    scene.host.fail_starts(0)
+    scene.offset_s += HOUR_S + 1
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, scene.installed) == (9, good, good), ended
+
+
+def test_what_others_put_back_waits_for_two_restarts(scene: Scene) -> None:
+    """It was refused before: no attempt that is none is counted against it, and the agent goes on meanwhile."""
+    assert scene.run().status == 0
+    good = scene.served
+    scene.offset_s = HOUR_S + 100
+    scene.host.refuse_new()
+    by_hand(scene, "mine.pem")
+    assert scene.run(hasty=True).status == 9
+    scene.offset_s = 48 * HOUR_S
+    scene.host.relink("mine.pem")
+    spend(scene, 2)
+    skipped = journal(scene)["skipped"]
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, journal(scene)["skipped"]) == (4, good, skipped), ended
+
+
+def test_an_older_one_that_others_put_back_takes_the_last_restart(scene: Scene) -> None:
+    """The agent has served it for long, and is down: nothing is kept for a way back."""
+    assert scene.run().status == 0
+    older = scene.served
+    assert scene.run(renew=True).status == 0
+    scene.offset_s = HOUR_S + 100
+    scene.host.knobs(serve_only=[older])
+    scene.host.make_file("/etc/opt/omi/ssl/x.pem", (scene.state / "generations" / older[:16] / "cert.pem").read_bytes())
+    scene.host.relink("x.pem")
+    scene.host.kill()
+    spend(scene, 2)
+    ended = scene.run(hasty=True)
+    assert (scene.served, scene.host.restarts > 0) == (older, True), ended
+
+
 @pytest.mark.parametrize("when", ["by the clock", "by a person"])
 def test_what_others_put_in_place_is_refused_again(scene: Scene, when: str) -> None:
     """Configuration management restores the file: it is one of ours by now, which is refused like any, and never keeps the agent down."""
@@ -354,7 +422,8 @@ def test_a_run_is_killed_while_it_takes_over_what_others_put_in_place(scene: Sce
 
 
 def test_what_others_put_in_place_needs_one_restart_where_nothing_leads_back(scene: Scene) -> None:
-    """There is no record of what the agent serves: no restart is kept for a way back that is none."""
+    """The agent serves what was for another key: no restart is kept for a way back that is none."""
+    scene.host.scxsslconfig_f()
     by_hand(scene, "mine.pem")
     scene.state.mkdir(mode=0o700, parents=True)
     spend(scene, 2)
@@ -416,6 +485,21 @@ def test_a_rollback_from_what_others_put_in_place(scene: Scene, monkeypatch: pyt
     assert scene.served == scene.installed != good
     ended = scene.do(enroll.roll_back)
     assert (ended.status, scene.served, scene.installed) == (0, good, good), ended
+    assert os.path.islink(scene.host.path(scene.host.certificate)), "it is ours, and stands as ours do"
+
+
+def test_a_form_that_the_agent_can_not_load_waits_for_two_restarts(scene: Scene) -> None:
+    """The agent goes on with what it has read, which is what an installation would lead back to: it is said until when."""
+    assert scene.run().status == 0
+    good = scene.served
+    scene.offset_s = HOUR_S + 100
+    scene.host.make_file("/etc/opt/omi/ssl/x.pem", scene.cas[0].authority.issue(enroll.make_csr(scene.root(), Options(), scene.tools())))
+    scene.host.relink("x.pem")
+    spend(scene, 2)
+    before = scene.host.snapshot()
+    ended = scene.run(hasty=True)
+    assert (ended.status, scene.served, scene.host.snapshot()) == (4, good, before), ended
+    assert ended.result and ended.result.step.until
 
 
 @pytest.mark.parametrize("whose", ["ours", "another"])
