@@ -28,12 +28,12 @@ def take_over(site: Site, agent: Agent, pair: Pair, served: bytes) -> None:
     journal, leaf = site.store.journal, places.leaf_of(served)
     place = places.kept(site.store, places.place_of(site.root, agent, pair), pair.certificate)
     known = [one for one in (journal.installed, journal.before, journal.original) if one]
-    before = journal.before
+    was, before = journal.installed, journal.before
+    if was and was.leaf != place.leaf and not was.unserved:
+        before = was
     if leaf and leaf != place.leaf:
         kept = (replace(one, unserved=False) for one in known if one.leaf == leaf and places.data_of(site.store, one) is not None)
         before = next(kept, None) or _as_file(site, agent, served, marker=place.marker) or before
-    elif journal.installed and journal.installed.leaf != place.leaf and not journal.installed.unserved:
-        before = journal.installed
     proven, tried = leaf == place.leaf, any(one.leaf == place.leaf and not one.unserved for one in known)
     place = replace(place, unserved=not proven and not tried)
     untried, seen = not proven and before is not None, places.signature(pair)
