@@ -206,8 +206,10 @@ class Run:
 
     def restart(self, view: View, _step: Step) -> None:
         """L8, L9: what is installed is what shall be served."""
-        known, leaf = self.site.store.journal.installed, view.seen.certificate
-        if known and known.leaf != leaf and any(one.leaf == leaf for one in view.seen.held):  # others put one of ours there
+        journal, leaf = self.site.store.journal, view.seen.certificate
+        others = not journal.installed or journal.installed.leaf != leaf  # put one of ours there
+        refused = any(skip.generation == leaf[:16] for skip in journal.skipped)
+        if others and any(one.leaf == leaf for one in view.seen.held) and (view.seen.served or refused):
             unproven.take_over(self.site, view.ready.agent, view.ready.pair, view.ready.served)
         unproven.restart(self.site, view.ready.agent, view.seen.certificate, view.seen.inputs)
 

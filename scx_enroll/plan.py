@@ -143,7 +143,7 @@ def _not_installed(case: Case) -> Optional[Step]:
     action = "relink" if best.leaf in seen.copies else "install"
     what = f"generation {best.id} is valid{' for a new key' if best.key != seen.key else ''} and not in place"
     step = Step("L7", action, seen.spoilt if seen.certificate == best.leaf else what, generation=best.id)
-    ways = 2 if seen.loadable or seen.served else 1  # there and back, where there is a way back
+    ways = 2 if seen.loadable else 1  # there and back, where there is a way back
     waits = within_restarts(case, step, ways) if seen.running and seen.served != best.leaf else step
     if waits.action == "wait" and seen.loadable and not seen.listening:  # what is there is better than nothing
         waits = within_budget(case, Step("L9", "restart", "nothing listens on the agent's port"), 1)

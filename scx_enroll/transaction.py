@@ -337,7 +337,7 @@ def _settle(site: Site, agent: Agent, event: str, *, installed: j.Place, proven:
         also={
             "installed": replace(installed, unserved=event in ("left_unproven", "kept") and not tried),
             "proven": proven,
-            "untried": forward and not proven and not entry.key and not (known and known.leaf == installed.leaf and not known.unserved),
+            "untried": event == "left_unproven" and not entry.key and not (known and known.leaf == installed.leaf and not known.unserved),
             "restarting": "" if proven else journal.restarting,
             "before": way_back(site.root, site.store, agent.key, before, installed.leaf)
             if forward and before.leaf != installed.leaf else journal.before,

@@ -52,10 +52,11 @@ class Cell:
     python: Tuple[int, int] = NEWEST
     libraries: Tuple[str, ...] = ()
     suite: str = ""
+    instead: str = ""  # the cell that stands for it where its interpreter is not here
 
 
 CELLS = (
-    Cell("oldest", OLDEST, ("cryptography==3.3.*", "requests==2.25.*", "urllib3==1.26.5")),  # Debian 11's
+    Cell("oldest", OLDEST, ("cryptography==3.3.*", "requests==2.25.*", "urllib3==1.26.5"), instead="debian-11"),  # whose libraries those are
     Cell("newest", NEWEST, ("cryptography", "requests")),
     Cell("debian-11", suite="bullseye"),
     Cell("debian-sid", suite="sid"),
@@ -146,6 +147,8 @@ def run_index(cell: Cell, wheels: List[str]) -> str:
     if not found:
         raise Missing("a Python that can make environments: apt-get install python3-venv")
     nearest = max(found) if cell.python == NEWEST else min(found, key=lambda version: (abs(version[1] - cell.python[1]), version))
+    if cell.instead and nearest != cell.python and cell.name not in sys.argv[1:] and not roots.missing("chroot"):
+        return f"no Python {'.'.join(map(str, cell.python))} here\n{cell.instead} has that one, and these libraries"
     interpreter = found[nearest]
     place = os.path.join(CHECKOUT, ".venv", cell.name)
     python, stamp = os.path.join(place, "bin", "python"), os.path.join(place, ".made")

@@ -338,23 +338,6 @@ def test_what_others_put_in_place_is_refused_and_nobody_knows_what_was_there(sce
     assert (ended.status, scene.served == scene.installed != own) == (0, True), ended
 
 
-def test_what_others_put_in_place_is_kept_since_the_agent_does_not_come_up(scene: Scene) -> None:
-    """The restart to come back fails by itself, and is the last of the hour: the next one does not forget where it was to lead."""
-    assert scene.run().status == 0
-    good = scene.served
-    scene.offset_s = HOUR_S + 100
-    scene.host.refuse_new()
-    by_hand(scene, "mine.pem")
-    spend(scene, 1)
-    scene.host.fail_starts(2)
-    ended = scene.run(hasty=True)
-    assert (ended.status, scene.served) == (10, ""), ended
-    scene.host.fail_starts(0)
-    scene.offset_s += HOUR_S + 1
-    ended = scene.run(hasty=True)
-    assert (ended.status, scene.served, scene.installed) == (9, good, good), ended
-
-
 def test_what_others_put_back_waits_for_two_restarts(scene: Scene) -> None:
     """It was refused before: no attempt that is none is counted against it, and the agent goes on meanwhile."""
     assert scene.run().status == 0
@@ -488,18 +471,29 @@ def test_a_rollback_from_what_others_put_in_place(scene: Scene, monkeypatch: pyt
     assert os.path.islink(scene.host.path(scene.host.certificate)), "it is ours, and stands as ours do"
 
 
-def test_a_form_that_the_agent_can_not_load_waits_for_two_restarts(scene: Scene) -> None:
-    """The agent goes on with what it has read, which is what an installation would lead back to: it is said until when."""
+def test_what_an_operator_put_there_and_installed_afterwards_is_refused(scene: Scene) -> None:
+    """It is one of ours before it was seen served, and the agent goes back to what it serves."""
+    own = scene.served
+    by_hand(scene, "mine.pem")
+    theirs = Path(scene.host.path("/etc/opt/omi/ssl/mine.pem")).read_bytes()
+    scene.host.knobs(serve_only=[own])
+    ended = scene.do(enroll.install, theirs, "mine.pem")
+    assert (ended.status, scene.served, scene.installed) == (9, own, own), ended
+
+
+def test_what_an_operator_put_there_and_restarted_counts_as_never_served(scene: Scene) -> None:
+    """The agent has served it for long when it dies: it is started, whatever was installed before."""
     assert scene.run().status == 0
-    good = scene.served
     scene.offset_s = HOUR_S + 100
-    scene.host.make_file("/etc/opt/omi/ssl/x.pem", scene.cas[0].authority.issue(enroll.make_csr(scene.root(), Options(), scene.tools())))
-    scene.host.relink("x.pem")
+    by_hand(scene, "mine.pem")
+    scene.host.restart()
+    theirs = scene.served
+    assert scene.do(enroll.install, Path(scene.host.path("/etc/opt/omi/ssl/mine.pem")).read_bytes(), "mine.pem").status == 0
+    assert scene.served == theirs
+    scene.host.kill()
     spend(scene, 2)
-    before = scene.host.snapshot()
     ended = scene.run(hasty=True)
-    assert (ended.status, scene.served, scene.host.snapshot()) == (4, good, before), ended
-    assert ended.result and ended.result.step.until
+    assert (ended.status, scene.served, scene.installed) == (0, theirs, theirs), ended
 
 
 @pytest.mark.parametrize("whose", ["ours", "another"])
