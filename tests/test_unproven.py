@@ -369,7 +369,7 @@ def test_an_older_one_that_others_put_back_takes_the_last_restart(scene: Scene) 
     assert (scene.served, scene.host.restarts > 0) == (older, True), ended
 
 
-@pytest.mark.parametrize("when", ["by the clock", "by a person"])
+@pytest.mark.parametrize("when", ["by the clock", "by a person", "down"])
 def test_what_others_put_in_place_is_refused_again(scene: Scene, when: str) -> None:
     """Configuration management restores the file: it is one of ours by now, which is refused like any, and never keeps the agent down."""
     assert scene.run().status == 0
@@ -380,8 +380,10 @@ def test_what_others_put_in_place_is_refused_again(scene: Scene, when: str) -> N
     for turn in range(2):
         ended = scene.run(hasty=True, now=bool(turn) and when == "by a person")
         assert (ended.status, scene.served, scene.installed) == (9, good, good), ended
-        scene.offset_s = (48 if when == "by the clock" else 4) * HOUR_S
+        scene.offset_s = (4 if when == "by a person" else 48) * HOUR_S
         scene.host.relink("mine.pem")
+        if when == "down":
+            scene.host.kill()
 
 
 def test_a_run_is_killed_while_it_takes_over_what_others_put_in_place(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
