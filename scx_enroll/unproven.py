@@ -1,4 +1,4 @@
-"""What was installed while the agent did not run, so that nothing was proved: made up for when it runs, with the way back."""
+"""What was not seen served yet, put there by us while the agent did not run or by others: made up for when it runs, with the way back."""
 
 import hashlib
 import os
